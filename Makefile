@@ -1,0 +1,48 @@
+# make demo | test | lab | sync | bench      Needs Python 3.11 or newer and make; the rest goes into .venv.
+#   make test PYTHON=python3.12              another Python
+#   make demo ARGS="--frames FOLDER"         the demo on your own frames
+#   make test ARGS="-k mob"                  some of the tests
+#   make bench ARGS="--quick" DATA=FOLDER    measurements; DATA is the folder of real observations
+
+VENV  ?= .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS  ?=
+DATA  ?=
+
+# The first Python that is new enough, unless PYTHON names one.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+            "$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab sync bench
+
+help:
+	@sed -n '1,5s/^# //p' Makefile
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found. Install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
+	@"$(PYTHON)" -c '$(NEW_ENOUGH)' || { echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1 | head -n 1): expected Python 3.11 or newer. Name another: make PYTHON=python3.12"; exit 1; }
+	@echo "Installing into $(VENV) (once; some minutes) ..."
+	@"$(PYTHON)" -m venv "$(VENV)" || { echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian: apt install python3-venv)"; exit 1; }
+	@"$(BIN)/python" -m pip install --quiet --editable '.[dev]'
+	@touch "$(STAMP)"
+
+demo: $(STAMP)
+	@"$(BIN)/search-sdo" demo $(ARGS)
+
+test: $(STAMP)
+	@"$(BIN)/python" -m pytest $(ARGS)
+
+lab: $(STAMP)
+	@"$(BIN)/jupyter-lab" nbs $(ARGS)
+
+# The library and the lessons are made from nbs/, always all of them, always the same.
+sync: $(STAMP)
+	@"$(BIN)/nbdev-export"
+	@"$(BIN)/nbdev-clean"
+	@"$(BIN)/python" -m search_sdo.course.lessons
+
+bench: $(STAMP)
+	@set -e; for script in bench/*.py; do echo "== $$script"; "$(BIN)/python" "$$script" $(if $(DATA),--data "$(DATA)") $(ARGS); done

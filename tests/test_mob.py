@@ -1,0 +1,139 @@
+"""The rota is fair, and its clock works in a browser without Python."""
+from collections import Counter
+
+import pytest
+
+from search_sdo.course.mob import Rota, check_names, coauthors, rota, turn_minutes
+
+SIZES = [(n, turns) for n in range(1, 9) for turns in range(1, 13)]
+
+
+def people(n):
+    return [f"p{i}" for i in range(n)]
+
+
+def test_after_any_week_nobody_drove_more_than_once_more_than_anybody_else():
+    for n, turns in SIZES:
+        drove = Counter(dict.fromkeys(people(n), 0))
+        for week in range(3 * n):
+            drove.update(driver for driver, _ in rota(people(n), week, turns))
+            assert max(drove.values()) - min(drove.values()) <= 1, (n, turns, week)
+
+
+def test_in_as_many_weeks_as_people_everybody_goes_first_once():
+    for n, turns in SIZES:
+        assert Counter(rota(people(n), week, turns)[0][0] for week in range(n)) == Counter(people(n)), (n, turns)
+
+
+def test_who_navigates_drives_next():
+    for n, turns in [(n, turns) for n, turns in SIZES if n > 1]:
+        week = rota(people(n), 5, turns)
+        assert len(week) == turns
+        assert all(driver != navigator for driver, navigator in week)
+        assert all(now[1] == then[0] for now, then in zip(week, week[1:]))
+
+
+def test_alone_one_does_both():
+    assert rota(["Ada"], turns=2) == [("Ada", "Ada")] * 2
+
+
+def test_the_list_is_not_changed_and_the_answer_repeats():
+    names = ["Ada", "Ben", "Cleo"]
+    assert rota(names, 7) == rota(names, 7) and names == ["Ada", "Ben", "Cleo"]
+
+
+@pytest.mark.parametrize("names, message", [([], "empty"), (["", "  "], "empty"), ("", "empty"), (["Ada", " Ada"], "Ada stands twice")])
+def test_faulty_names(names, message):
+    with pytest.raises(ValueError, match=message):
+        rota(names)
+    with pytest.raises(ValueError, match=message):
+        Rota(names)
+
+
+@pytest.mark.parametrize("wrong", [dict(week=-1), dict(turns=0)])
+def test_faulty_numbers(wrong):
+    with pytest.raises(ValueError, match="expected week >= 0 and turns >= 1"):
+        rota(["Ada"], **wrong)
+
+
+def test_minutes_must_be_positive():
+    with pytest.raises(ValueError, match="minutes=-3"):
+        Rota("Ada, Ben", minutes=-3)
+
+
+def test_names_may_be_one_text():
+    assert check_names(" Ada , Ben,") == ["Ada", "Ben"]
+
+
+def test_in_half_an_hour_everybody_drives():
+    for n in range(3, 8):
+        assert 4 <= turn_minutes(n) <= 10 and n * turn_minutes(n) <= 30
+
+
+def test_coauthors_in_gits_format():
+    assert coauthors({"Ada L.": "ada@x.org", "Ben": "b@y.org"}) == "Co-authored-by: Ada L. <ada@x.org>\nCo-authored-by: Ben <b@y.org>"
+    with pytest.raises(ValueError, match="Ben: no e-mail"):
+        coauthors({"Ada": "ada@x.org", "Ben": None})
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def page(browser):
+    "A page whose clock we set"
+    page = browser.new_page()
+    page.clock.install(time=0)
+    page.clock.pause_at(1_000)
+    faults = []
+    page.on("pageerror", lambda fault: faults.append(fault))
+    yield page
+    page.close()
+    assert faults == []
+
+
+def text(page, css, i=0):
+    return page.locator(css).nth(i).inner_text()
+
+
+def test_clock_counts_down_and_hands_over(page):
+    page.set_content(Rota("Ada, Ben", turns=2, minutes=7)._repr_html_())
+    assert text(page, ".clock") == "7:00" and text(page, "tr.now") .split() == ["1", "Ada", "Ben"]
+    page.click(".go")
+    page.clock.run_for(65_000)
+    assert text(page, ".clock") == "5:55"
+    page.click(".go")  # pause
+    page.clock.run_for(60_000)
+    assert text(page, ".clock") == "5:55"
+    page.click(".go")
+    page.clock.run_for(360_000)
+    assert text(page, ".clock") == "+0:05" and text(page, ".say") == "Hand over the keyboard: Ben drives."
+    page.click(".next")
+    assert text(page, ".clock") == "7:00" and text(page, "tr.now").split() == ["2", "Ben", "Ada"]
+
+
+def test_clock_does_not_drift_when_the_page_sleeps(page):
+    page.set_content(Rota("Ada, Ben", minutes=7)._repr_html_())
+    page.click(".go")
+    page.clock.fast_forward(180_000)  # timers fire at most once, as in a laptop that was closed
+    page.clock.run_for(1_000)
+    assert text(page, ".clock") == "3:59"
+
+
+def test_two_clocks_on_one_page_do_not_disturb_each_other(page):
+    page.set_content(Rota("Ada, Ben", minutes=7)._repr_html_() + Rota("Cleo, Dev", minutes=4)._repr_html_())
+    page.locator(".go").nth(1).click()
+    page.clock.run_for(1_000)
+    assert [text(page, ".clock", i) for i in (0, 1)] == ["7:00", "3:59"]
+
+
+def test_a_name_is_never_markup(page):
+    page.set_content(Rota(["<img src=x onerror=alert(1)>", "Ben"])._repr_html_())
+    assert page.locator("img").count() == 0 and "<img" in text(page, "tbody")
+
+
+def test_without_scripts_the_table_is_there_and_no_dead_button(browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.set_content(Rota("Ada, Ben", turns=3)._repr_html_())
+    assert page.locator("tbody tr").count() == 3 and not page.locator("button").first.is_visible()
+    context.close()
