@@ -60,14 +60,16 @@ def resample(data,         # [H, W], NaN where nothing was measured
     from torch.nn.functional import grid_sample
     new = harmonised_disk(size)
     bins = max(1, round(disk.radius / new.radius))
-    image = np.pad(bin_pixels(data, bins), 1, constant_values=np.nan)
+    image = bin_pixels(data, bins)
     grid, line = torch.empty(size, size, 2), torch.arange(size)
     origin, right, down = (np.array(source_pixels(x, y, new, disk)) for x, y in ((0, 0), (1, 0), (0, 1)))
     for axis, n in enumerate(image.shape[::-1]):          # x, then y; grid_sample counts from -1 to 1 over n pixels
-        start = 2 / n * ((origin[axis] + 0.5) / bins + 1) - 1
+        start = 2 / n / bins * (origin[axis] + 0.5) - 1
         step_right, step_down = (2 / n / bins * (p - origin)[axis] for p in (right, down))
         torch.add(start + step_right * line, (step_down * line)[:, None], out=grid[..., axis])
-    return grid_sample(torch.from_numpy(image)[None, None], grid[None], padding_mode='border', align_corners=False)[0, 0].numpy()
+    out = grid_sample(torch.from_numpy(image)[None, None], grid[None], padding_mode='border', align_corners=False)[0, 0]
+    last = 1 + 1e-5 - 1 / torch.tensor(image.shape[::-1])   # the middle of the outermost pixels; nothing was measured beyond
+    return out.masked_fill_((grid.abs() > last).any(-1), float('nan')).numpy()
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #470f96ea
 def harmonise(frame,         # a `Frame`
@@ -138,15 +140,13 @@ def append_journal(file,       # open for appending, binary
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #3a216ebc
 def list_sources(frames):    # a folder, a path, a `Frame`, or an iterable of paths and `Frame`s
     "Sources in order: `Frame`s and the absolute paths of files; `ValueError` if there are none"
-    if isinstance(frames, Frame): frames = [frames]
-    if isinstance(frames, (str, Path)): frames = [frames]
-    found = []
-    for f in frames:
+    given, found = [frames] if isinstance(frames, (Frame, str, Path)) else list(frames), []
+    for f in given:
         if isinstance(f, Frame): found.append(f)
         elif Path(f).is_dir(): found += sorted(p.resolve() for p in Path(f).iterdir() if p.suffix.lower() in _SUFFIXES)
         elif Path(f).is_file(): found.append(Path(f).resolve())
         else: raise FileNotFoundError(f'{f}: no such file or folder')
-    if not found: raise ValueError(f'{frames if len(str(frames)) < 200 else "sources"}: no frames in it; expected files ending in {", ".join(sorted(_SUFFIXES))}')
+    if not found: raise ValueError(f'{", ".join(map(str, given)) or "sources"}: no frames in it; expected files ending in {", ".join(sorted(_SUFFIXES))}')
     return found
 
 _SUFFIXES = {'.fits', '.fit', '.fts', '.jp2', '.jpg', '.jpeg', '.png'}

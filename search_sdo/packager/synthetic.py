@@ -74,8 +74,8 @@ def grain(box,         # from `noise_box`
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #cc1b1d96
 def quiet_light(patches, specks, lat, mu):    # from `grain` and `surface`; returns DN/s
     "Brightness of the quiet Sun at 171 Å"
-    threads = np.exp(-(specks / .45) ** 2) / (1 + np.exp(3 * (patches + .5)))
-    light = 115 * np.exp((.5 + .5 * mu) * (.22 * patches + .3 * specks - .8 * threads))
+    threads = 1 / (1 + np.exp(4 * (specks + .4))) / (1 + np.exp(3 * (patches + .3)))
+    light = 120 * np.exp((.5 + .5 * mu) * (.22 * patches + .34 * specks - .8 * threads))
     return light * (1 - .4 / (1 + np.exp(.9 * (64 + 4 * patches - np.abs(lat)))))
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #57e42fdc
@@ -86,11 +86,11 @@ def corona(x, y, box, day):    # solar radii, any shape; returns DN/s, same shap
     patches, specks = grain(box, np.where(np.cos(angle) < 0, -90., 90.), lat, day)
     polar = 1 / (1 + np.exp(.25 * (58 - np.abs(lat))))
     there = np.arctan2(y, x)
-    level, ray, height = (np.interp(there, angle, f) for f in (140 * np.exp(.35 * patches) * (1 - .45 * polar),
-        .4 * gaussian_filter(specks, 1.5, mode='wrap') + .2 * patches, .055 * np.exp(.15 * (patches - polar))))
-    above = np.hypot(x, y) - 1.011
+    level, ray, height = (np.interp(there, angle, f) for f in (250 * np.exp(.3 * patches) * (1 - .4 * polar),
+        .4 * gaussian_filter(specks, 1.5, mode='wrap') + .2 * patches, .052 * np.exp(.15 * (patches - polar))))
+    above = np.hypot(x, y) - 1.016
     light = level * np.exp(-np.where(above > 0, above / height, above / -.02))
-    return light * np.exp(np.clip(ray * np.clip(above / .1, 0, .9), -1.2, .9))
+    return light * np.exp(np.clip(ray * np.clip(above / .12, 0, .7), -1, .7))
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #e0e4f0f1
 @dataclass(frozen=True)
@@ -113,12 +113,12 @@ class Feature:
         age = (day - self.born) / self.life
         return self.strength * float(np.clip(min(age / .12, (1 - age) / .35), 0, 1))
 
-# %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #eb621365
+# %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #fb96fdad
 KINDS = dict(                     # births in 10 days, life, |latitude|, radius, strength, spread of the tilt
     coronal_hole  = (1.2, (40, 100), (0, 50), (12, 20), (.75, 1.), 50),
     plage         = (3.,  (10, 25), (8, 35), (4, 8), (.4, 1.), 20),
     filament      = (5.,  (10, 30), (10, 52), (9, 18), (.6, 1.), 20),
-    active_region = (4.5, (14, 40), (7, 30), (6, 12), (.15, 1.3), 6))
+    active_region = (4.5, (14, 40), (7, 30), (6, 12), (.12, 1.1), 6))
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #3664ae2c
 def births(seed,     # the Sun's seed
@@ -163,11 +163,11 @@ def paint(light, f, lon, lat, day, patches, specks, arrows):    # [n] each, arro
     old, fine = light[near], specks[near]
     if f.kind == 'coronal_hole': light[near] = old * (1 - part) + part * 26 * np.exp(.22 * fine)
     if f.kind == 'filament': light[near] = old * (1 - .85 * part)
-    if f.kind == 'plage': light[near] = old * (1 + 1.6 * part * np.exp(.5 * fine))
+    if f.kind == 'plage': light[near] = old * (1 + 2.2 * part * np.exp(.5 * fine))
     if f.kind == 'active_region':
         u, v = own_map(f, lon[near], lat[near], day)
-        feet = sum(np.exp(-((u - foot) ** 2 + v * v) / .03) for foot in (-.42, .42))
-        light[near] = old * (1 + .6 * part + 2.5 * f.power(day) * feet * np.exp(.9 * fine))
+        feet = sum(np.exp(-((u - foot) ** 2 + v * v) / .016) for foot in (-.42, .42))
+        light[near] = old * (1 + .6 * part + 2 * f.power(day) * feet * np.exp(.9 * fine))
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #256cf698
 def arches(rng, n, steps):    # generator, number of arches, points on each
@@ -177,18 +177,18 @@ def arches(rng, n, steps):    # generator, number of arches, points on each
     half = np.hypot(wide, (v1 - v0) / 2)
     h = np.sin(np.pi * s) * half * rng.normal(1.1, .2, n)
     u, v = -np.cos(np.pi * s) * wide + rng.normal(0, .05, n), v0 + (v1 - v0) * s + h * (lean + rng.normal(0, .12, n))
-    return u, v, h, np.pi * half * rng.lognormal(-.4, .6, n) * (.3 + np.exp(-6 * np.minimum(s, 1 - s)))
+    return u, v, h, np.pi * half * rng.lognormal(-.7, .7, n) * (.3 + np.exp(-6 * np.minimum(s, 1 - s)))
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #185e0df7
 def fans(rng, n, steps):
     "Long threads that spread from both feet outwards: as `arches`"
     s, side, curl = np.linspace(0, 1, steps)[:, None], rng.choice([-1, 1], n), rng.normal(0, .3)
-    length, turn = rng.uniform(.6, 2.3, n), rng.normal(0, .7, n) + np.where(side > 0, 0, np.pi)
+    length, turn = rng.uniform(.6, 2.6, n), rng.normal(0, .6, n) + np.where(side > 0, 0, np.pi)
     along, aside = s * length, (curl + rng.normal(0, .08, n)) * s ** 2 * length
     u = .45 * side + rng.normal(0, .1, n) + along * np.cos(turn) - aside * np.sin(turn)
     v = rng.normal(0, .12, n) + along * np.sin(turn) + aside * np.cos(turn)
     h = length * (.9 * s - .35 * s ** 2) * rng.uniform(.4, 1.1, n)
-    return u, v, h, length * rng.lognormal(-.25, .5, n) * np.exp(-3.2 * s) * (1 - s)
+    return u, v, h, length * rng.lognormal(.1, .6, n) * np.exp(-2.6 * s) * (1 - s)
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #2979a2e4
 def in_space(f, u, v, h, day):    # any shape; returns [3, points] in solar radii
@@ -220,14 +220,15 @@ def loops(shape, disk, regions, day):    # list of `Feature`; returns DN/s [rows
     "Light of the loops over active regions"
     steps, points, weights = max(48, int(.6 * disk.radius)), [np.zeros((3, 0))], [np.zeros(0)]
     for f in regions:
+        if abs(f.lon_at(day)) > 130: continue    # too far behind the limb to stand above it
         rng = np.random.default_rng(f.seed)
-        for threads, n in ((arches, 60), (fans, 36)):
+        for threads, n in ((arches, 55), (fans, 45)):
             u, v, h, weight = threads(rng, n, steps)
             flicker = .6 + .4 * np.sin(2 * np.pi * (day / rng.uniform(.5, 3, n) + rng.uniform(0, 1, n)))
             points.append(in_space(f, u, v, h, day))
             weights.append((weight * flicker * f.power(day) * np.radians(f.radius) / steps).ravel())
-    thin = gaussian_filter(splat(shape, disk, np.hstack(points), 2 * disk.radius ** 2 * np.hstack(weights)), max(.45, disk.radius / 330))
-    return thin + .5 * gaussian_filter(thin, disk.radius / 25)
+    thin = gaussian_filter(splat(shape, disk, np.hstack(points), 2 * disk.radius ** 2 * np.hstack(weights)), max(.45, disk.radius / 300))
+    return .8 * thin + .5 * gaussian_filter(thin, disk.radius / 40) + .4 * gaussian_filter(thin, disk.radius / 15)
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #a77952f7
 def expose(light,    # DN/s [rows, columns]
@@ -292,17 +293,17 @@ def draw(sun, time, size=256, disk=None):    # a `SmallSun`, UTC, px, a `Disk` o
     disk = disk or Disk((size - 1) / 2, (size - 1) / 2, .4 * size)
     x, y = sun_plane(shape, disk)
     r, light, alive = np.hypot(x, y), np.zeros(shape), sun.features(day)
-    on, near = r < 1, (r > .9) & (r < 1.7)
+    on, near = r < 1.03, (r > .9) & (r < 1.7)
     lon, lat, mu = surface(x[on], y[on])
     patches, specks = grain(sun.box, lon, lat, day)
     ground, arrows = quiet_light(patches, specks, lat, mu), direction(lon, lat)
     for f in alive: paint(ground, f, lon, lat, day, patches, specks, arrows)
     light[near] = corona(x[near], y[near], sun.box, day)
-    light[on] += ground * (1 + .9 * (1 - mu) ** 2)
+    light[on] += ground * (1 + .7 * (1 - mu) ** 2) * np.clip((1.015 - r[on]) * disk.radius + .5, 0, 1)
     light += loops(shape, disk, [f for f in alive if f.kind == 'active_region'], day)
     rng = np.random.default_rng([sun.seed, int(day * 86400) % 2 ** 40])
     data = expose(light, rng, sun.gaps) if sun.noise else light.astype(np.float32)
-    return Frame(data, pd.Timestamp(time).to_pydatetime(), '171', disk, 'DN/s', dict(source=repr(sun)))
+    return Frame(data, pd.Timestamp(time).to_pydatetime(), '171', disk, 'DN/s', dict(source=repr(sun), b0=0., exptime=2.))
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #5aead667
 def truth(sun, time):    # a `SmallSun`, UTC
