@@ -48,11 +48,11 @@ def rota_table(turns,   # what `rota` gives
                    for i, (driver, navigator) in enumerate(turns, 1))
     return f'<table><thead><tr><th>turn</th><th>drives</th><th>navigates</th></tr></thead><tbody>{rows}</tbody></table>'
 
-# %% ../../nbs/course/00_welcome.ipynb #9cc2475f
+# %% ../../nbs/course/00_welcome.ipynb #63c6d1d4
 _STYLE = '''<style>
 .sdo-rota {font: 15px/1.4 system-ui, sans-serif; display: inline-block; padding: 14px 18px; border: 1px solid #8886; border-radius: 10px}
 .sdo-rota table {border-collapse: collapse; margin: 0 0 8px; font-size: inherit}
-.sdo-rota th, .sdo-rota td {padding: 3px 24px 3px 8px; text-align: left; background: none; color: inherit; border: 0}
+.sdo-rota th, .sdo-rota td {padding: 3px 24px 3px 8px; text-align: left !important; background: none; color: inherit; border: 0}
 .sdo-rota th {font-weight: 400; opacity: .65}
 .sdo-rota tr.now td {background: #f5a62340; font-weight: 600}
 .sdo-rota tr.done td {opacity: .45}
