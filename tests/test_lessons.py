@@ -87,6 +87,7 @@ def test_exercise_without_a_function_is_refused():
     (("> Look first", "test_eq(f(), 1)", "Now a picture", "plot()"), 3),
     (("## Turn 2", "assert g()"), 1),
     (("plot()",), 1),
+    (("> Look first", "plot()", "> And again", "assert f()"), 1),
 ])
 def test_answer_stands_after_the_checks(sources, after):
     kind = lambda s: "markdown" if s[0] in "#>N" else "code"

@@ -127,10 +127,12 @@ def end_of_checks(cells,   # of a notebook
                   i,       # position of an exercise
                  ) -> int: # position after its checks
     "Where the answer to exercise `i` goes"
-    after = i + 1
+    after, prose = i + 1, 0
     for j in range(i + 1, len(cells)):
         cell = cells[j]
-        if cell['source'].startswith('#') and cell['cell_type'] == 'markdown' or cell.get('exported'): break
+        prose += cell['cell_type'] == 'markdown'
+        is_heading = cell['cell_type'] == 'markdown' and cell['source'].startswith('#')
+        if is_heading or prose > 1 or cell.get('exported'): break
         if is_check(cell): after = j + 1
         elif after > i + 1: break
     return after

@@ -24,10 +24,10 @@ from .views import Recipe, load_frames, tile_places, two_views
 from ..packager.package import Package
 from ..packager.tiles import Tiles
 
-# %% ../../nbs/module2_sunshine/05_train.ipynb #62258b13
+# %% ../../nbs/module2_sunshine/05_train.ipynb #909dca83
 METHODS = dict(simclr=SimCLR, simsiam=SimSiam)
 
-#| exercise: rise in a straight line during the warm-up, then fall along half a cosine to zero
+# %% ../../nbs/module2_sunshine/05_train.ipynb #62258b13
 def warmup_cosine(step,           # 0, 1, 2, ...
                   steps,          # of the whole run
                   warmup=0.1,     # share of the run

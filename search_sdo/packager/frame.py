@@ -18,9 +18,10 @@ from .channels import get_channel, stretch
 
 log = logging.getLogger(__name__)
 
-# %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #98bc48e7
+# %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #7f28a3bb
 _TIME = re.compile(r'(\d{4})[-_]?(\d\d)[-_]?(\d\d)[T_]+(\d\d)[-_:]?(\d\d)[-_:]?(\d\d)')
 
+# %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #98bc48e7
 def time_from_name(name,            # a file's name or path
                   ) -> datetime:    # UTC
     "The time that stands in a file's name; `ValueError` if there is none"

@@ -83,9 +83,10 @@ def harmonise(frame,         # a `Frame`
         data, unit = data / np.float32(exptime), 'DN/s'
     return replace(frame, data=resample(data, frame.disk, size), disk=harmonised_disk(size), unit=unit)
 
-# %% ../../nbs/module1_sunflowers/05_package.ipynb #c4de478e
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #6d22fe98
 KEEPBITS = 12  # bits of the mantissa that are kept
 
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #c4de478e
 def bit_round(values,                   # float32, any shape
               keepbits=KEEPBITS):
     "`values` rounded to `keepbits` bits of mantissa: off by at most 2**-(keepbits+1) of themselves; NaN stays NaN"

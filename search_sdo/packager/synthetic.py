@@ -111,7 +111,7 @@ class Feature:
     def power(self, day):
         "Strength on that day: it grows for an eighth of its life and fades for the last third"
         age = (day - self.born) / self.life
-        return self.strength * float(np.clip(min(age / .12, (1 - age) / .35), 0, 1))
+        return self.strength * max(0., min(1., age / .12, (1 - age) / .35))
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #fb96fdad
 KINDS = dict(                     # births in 10 days, life, |latitude|, radius, strength, spread of the tilt
@@ -222,11 +222,10 @@ def loops(shape, disk, regions, day):    # list of `Feature`; returns DN/s [rows
     for f in regions:
         if abs(f.lon_at(day)) > 130: continue    # too far behind the limb to stand above it
         rng = np.random.default_rng(f.seed)
-        for threads, n in ((arches, 55), (fans, 45)):
-            u, v, h, weight = threads(rng, n, steps)
-            flicker = .6 + .4 * np.sin(2 * np.pi * (day / rng.uniform(.5, 3, n) + rng.uniform(0, 1, n)))
-            points.append(in_space(f, u, v, h, day))
-            weights.append((weight * flicker * f.power(day) * np.radians(f.radius) / steps).ravel())
+        u, v, h, weight = (np.hstack(pair) for pair in zip(arches(rng, 55, steps), fans(rng, 45, steps)))
+        flicker = .6 + .4 * np.sin(2 * np.pi * (day / rng.uniform(.5, 3, 100) + rng.uniform(0, 1, 100)))
+        points.append(in_space(f, u, v, h, day))
+        weights.append((weight * flicker * f.power(day) * np.radians(f.radius) / steps).ravel())
     thin = gaussian_filter(splat(shape, disk, np.hstack(points), 2 * disk.radius ** 2 * np.hstack(weights)), max(.45, disk.radius / 300))
     return .8 * thin + .5 * gaussian_filter(thin, disk.radius / 40) + .4 * gaussian_filter(thin, disk.radius / 15)
 

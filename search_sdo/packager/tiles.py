@@ -128,10 +128,10 @@ def show_tiles(tiles,        # `Tiles`
         ax.set_title('off the disk' if np.isnan(t.mu) else f'{t.lon:.0f}°, {t.lat:.0f}°\nmu {t.mu:.2f}', fontsize=8)
     return fig
 
-# %% ../../nbs/module1_sunflowers/06_tiles.ipynb #aee51e5a
+# %% ../../nbs/module1_sunflowers/06_tiles.ipynb #30c07256
 ROTATION = 27.2753  # days, the Sun's mean rotation as seen from the Earth (Carrington)
 
-#| exercise: everything from `start_val` on is "val"; the rotation before it is "gap"; the rest is "train"
+# %% ../../nbs/module1_sunflowers/06_tiles.ipynb #aee51e5a
 def split_by_time(times,             # of tiles or frames
                   share=0.8,         # share of the times that comes before the split
                   start_val=None,    # or the date of the split itself

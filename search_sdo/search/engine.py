@@ -7,8 +7,7 @@ __all__ = ['FILES', 'check_picture', 'Query', 'ask_tile', 'check_box', 'cut', 'a
            'as_span', 'not_its_own', 'apart_in_time', 'nearest_apart', 'indexable', 'write_engine', 'find_package',
            'check_package', 'read_engine', 'SearchEngine']
 
-# %% ../../nbs/module3_sunbird/03_search.ipynb #d27b97c6
-from copy import copy
+# %% ../../nbs/module3_sunbird/03_search.ipynb #0c8df54d
 from dataclasses import dataclass
 from pathlib import Path
 import json
@@ -19,7 +18,7 @@ from ..packager.channels import Channel, get_channel
 from ..packager.frame import Frame, read_frame, read_image
 from ..packager.package import Package, harmonise, source_pixels
 from ..packager.tiles import Tiles
-from .embed import Embeddings
+from .embed import Embeddings, seen_as
 from .hits import Hits
 from .index import Index
 
@@ -50,9 +49,7 @@ class Query:
 
     def embed(self, encoder) -> np.ndarray:
         "float32 [D], the picture as `encoder` sees it"
-        encoder = copy(encoder)
-        encoder.unit = self.unit
-        return encoder.embed(self.image[None])[0]
+        return seen_as(encoder, self.channel, self.unit).embed(self.image[None])[0]
 
 # %% ../../nbs/module3_sunbird/03_search.ipynb #731101fa
 def ask_tile(tiles,             # `Tiles`
@@ -132,24 +129,24 @@ def may_answer(table,                  # `Tiles.table`
               ) -> np.ndarray:         # [N] bool
     "Tiles that meet every condition given; ValueError for a date that cannot be read or a channel that is not there"
     keep = np.ones(len(table), dtype=bool)
-    if after is not None: keep &= table.time >= as_time(after, "after")
-    if before is not None: keep &= table.time < as_time(before, "before")
+    if after is not None: keep &= (table.time >= as_time(after, "after")).values
+    if before is not None: keep &= (table.time < as_time(before, "before")).values
     if channel is not None:
         several = [channel] if isinstance(channel, (str, int, Channel)) else channel
         names = {get_channel(c).name for c in several}
         missing = names - set(table.channel.unique())
         if missing: raise ValueError(f"channel {sorted(missing)[0]}: not in this engine, which holds {', '.join(table.channel.unique())}")
-        keep &= table.channel.isin(names)
-    return np.asarray(keep)
+        keep &= table.channel.isin(names).values
+    return keep
 
 # %% ../../nbs/module3_sunbird/03_search.ipynb #df5136ee
-def as_span(value,                  # "12h", "3d", a timedelta
+def as_span(value,                  # "12h", "3 days", a timedelta
             name: str,              # of the argument, for the message
            ) -> pd.Timedelta:
     "A length of time; ValueError if it cannot be read"
     try: span = pd.Timedelta(value)
     except ValueError: span = pd.NaT
-    if span is pd.NaT or span < pd.Timedelta(0): raise ValueError(f"{name}={value!r}: not a length of time; write 12h or 3d")
+    if span is pd.NaT or span < pd.Timedelta(0): raise ValueError(f"{name}={value!r}: not a length of time; write 12h or 3 days")
     return span
 
 # %% ../../nbs/module3_sunbird/03_search.ipynb #0d10953f
@@ -158,10 +155,10 @@ def not_its_own(table,                    # `Tiles.table`
                 exclude_within=None,      # such as "24h"; None: the query's own frame only
                ) -> np.ndarray:           # [N] bool
     "Tiles that do not show the query's own moment"
-    if exclude_within is None: return np.asarray((table.time != query.time) | (table.channel != query.channel))
+    if exclude_within is None: return ((table.time != query.time) | (table.channel != query.channel)).values
     if query.time is None:
         raise ValueError(f"exclude_within={exclude_within!r}: nothing says when {query.name} was taken; use after and before instead")
-    return np.asarray((table.time - query.time).abs() > as_span(exclude_within, "exclude_within"))
+    return ((table.time - query.time).abs() > as_span(exclude_within, "exclude_within")).values
 
 # %% ../../nbs/module3_sunbird/03_search.ipynb #71356626
 def apart_in_time(times,                  # [n] datetime64, best first
@@ -195,24 +192,27 @@ def nearest_apart(index,             # `Index`
         depth *= 2
 
 # %% ../../nbs/module3_sunbird/03_search.ipynb #79287e9e
-def indexable(package, encoder, size, stride) -> Tiles:
-    "The tiles of the frames that `encoder` understands; ValueError if there are none, or if their values have another unit"
-    rows = package.catalogue[package.catalogue.channel.isin(encoder.channels)]
-    if rows.empty: raise ValueError(f"the encoder knows {', '.join(encoder.channels)}, {package.path} holds "
-                                    f"{', '.join(package.catalogue.channel.unique())}; train one on this package")
-    other = set(rows.unit) - {encoder.unit}
-    if other: raise ValueError(f"the encoder was trained on {encoder.unit} values, {package.path} holds {other.pop()}; train one on this package")
+def indexable(package,            # `Package`
+              size: int,          # px, side of the tiles
+              stride,             # px from one tile to the next; None: `size`
+              channels,           # names
+             ) -> Tiles:
+    "The tiles of the frames in these channels; ValueError if there are none"
+    names = [get_channel(c).name for c in channels]
     tiles = Tiles.grid(package, size, stride)
-    return tiles[tiles.table.channel.isin(encoder.channels)]
+    tiles = tiles[tiles.table.channel.isin(names).values]
+    if len(tiles): return tiles
+    raise ValueError(f"{package.path}: no good frames in {', '.join(names)}, which the encoder was trained on; it holds "
+                     f"{', '.join(package.catalogue.channel.unique())}. Train an encoder on it, or name channels=")
 
 # %% ../../nbs/module3_sunbird/03_search.ipynb #3fc84aa8
 FILES = ("engine.json", "encoder/encoder.json", "encoder/weights.safetensors", "tiles.parquet", "embeddings.npy", "index.faiss")
 
-def write_engine(package, encoder, path, size, stride):
+def write_engine(package, encoder, path, size, stride, channels):
     "Write an engine's folder; one that was stopped half way goes on"
     import faiss, torch
     from search_sdo import __version__
-    tiles = indexable(package, encoder, size, stride)
+    tiles = indexable(package, size, stride, channels)
     path.mkdir(parents=True, exist_ok=True)
     (path / "engine.json").unlink(missing_ok=True)
     encoder.save(path / "encoder")
@@ -261,14 +261,15 @@ class SearchEngine:
         self.package, self.encoder, self.embeddings, self.index = package, encoder, embeddings, index
 
     @classmethod
-    def build(cls, package, encoder, path, size: int = None, stride: int = None) -> "SearchEngine":
+    def build(cls, package, encoder, path, size: int = None, stride: int = None, channels=None) -> "SearchEngine":
         """Engine in the folder `path` over all tiles of `package`; a build that was stopped goes on when called again.
 
         `package` and `encoder` may be paths. `size` of the tiles in px of the package's frames, by default what the
-        encoder sees; `stride` px from one tile to the next, by default `size`."""
+        encoder sees; `stride` px from one tile to the next, by default `size`. `channels` to index, by default those that
+        the encoder was trained on; others are stretched in their own way and seen by the same network."""
         if not isinstance(package, Package): package = Package.open(package)
         if not isinstance(encoder, Encoder): encoder = Encoder.load(encoder)
-        write_engine(package, encoder, Path(path), size or encoder.size, stride)
+        write_engine(package, encoder, Path(path), size or encoder.size, stride, channels or encoder.channels)
         return cls.open(path, package)
 
     @classmethod
@@ -293,10 +294,10 @@ class SearchEngine:
         elif box is not None: raise ValueError(f"box={box}: goes with a Frame or a file, not with a tile or an array; leave it out")
         elif isinstance(query, (int, np.integer)): asked = ask_tile(self.tiles, int(query))
         else: asked = Query(query, "array", self.encoder.unit, self.encoder.channels[0])
-        if asked.channel in self.encoder.channels:
-            asked.image = check_picture(asked.image, self.encoder.size, asked.name)
-            return asked
-        raise ValueError(f"{asked.name}: channel {asked.channel}, the encoder knows {', '.join(self.encoder.channels)}")
+        if asked.channel not in {*self.encoder.channels, *self.tiles.table.channel.unique()}:
+            raise ValueError(f"{asked.name}: channel {asked.channel}, this engine holds {', '.join(self.tiles.table.channel.unique())}")
+        asked.image = check_picture(asked.image, self.encoder.size, asked.name)
+        return asked
 
     def search(self, query, k: int = 12, box=None, after=None, before=None, channel=None, exclude_within=None, spread="12h") -> Hits:
         """The `k` tiles most similar to `query`, or fewer where fewer meet the conditions.
