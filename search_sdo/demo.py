@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'WANTED', 'NAMES', 'A', 'STYLE', 'Story', 'timed', 'package_frames', 'split_dates', 'trained', 'surrounded',
-           'ask_by_truth', 'ask_by_look', 'balanced', 'rules', 'measure', 'picture', 'sun_with_boxes', 'tile_html',
-           'search_html', 'round_ticks', 'line_chart', 'curves_html', 'verdict', 'scores_html', 'facts_html',
-           'details_html', 'lead_html', 'page', 'answers', 'run_demo']
+           'touch', 'ask_by_truth', 'ask_by_look', 'balanced', 'rules', 'measure', 'picture', 'sun_with_boxes',
+           'tile_html', 'search_html', 'round_ticks', 'line_chart', 'curves_html', 'verdict', 'scores_html',
+           'facts_html', 'details_html', 'lead_html', 'page', 'answers', 'run_demo']
 
 # %% ../nbs/demo.ipynb #c2650c40
 from base64 import b64encode
@@ -95,16 +95,23 @@ def surrounded(table):    # tiles of one frame and one class
     y, x, reach = table.row.to_numpy(), table.col.to_numpy(), table['size'].to_numpy()
     return ((np.abs(y - y[:, None]) < reach) & (np.abs(x - x[:, None]) < reach)).sum(1)
 
+def touch(a, b):    # rows of the table of tiles
+    "Whether two tiles of a frame overlap"
+    return max(abs(a.row - b.row), abs(a.col - b.col)) < a['size']
+
 def ask_by_truth(table, labels, late):    # tiles of the engine, their classes, a date
     "[(title, why, tile number)] of three classes, all from the late frame that shows most of them"
     pool = table.assign(kind=labels.to_numpy(), near=0)[(table.time >= late).to_numpy()]
     pool = pool[pool.kind.isin(WANTED) & ((pool.mu > .5) | (pool.kind == 'limb'))]
     for _, same in pool.groupby(['frame', 'kind']): pool.loc[same.index, 'near'] = surrounded(same)
-    best = pool.sort_values(['near', 'mu'], ascending=False).drop_duplicates(['frame', 'kind'])
-    best = best.assign(rank=best.kind.map(WANTED.index)).sort_values('rank')
-    rich = best.assign(found=best['rank'] < 3).groupby('frame').agg(found=('found', 'sum'), near=('near', 'min'))
-    best = best[best.frame == rich.sort_values(['found', 'near']).index[-1]].head(3)
-    return [(NAMES[kind][0].upper() + NAMES[kind][1:], f'the middle of {A[kind]}, by the truth table', number) for number, kind in best.kind.items()]
+    pool = pool.sort_values(['near', 'mu'], ascending=False)
+    best = pool.drop_duplicates(['frame', 'kind'])
+    rich = best.assign(rare=best.kind.isin(WANTED[:3])).groupby('frame').agg(rare=('rare', 'sum'), near=('near', 'min'))
+    pool, chosen = pool[pool.frame == rich.sort_values(['rare', 'near']).index[-1]], []
+    for kind in WANTED:
+        free = [i for i, tile in pool[pool.kind == kind].iterrows() if not any(touch(tile, pool.loc[j]) for j in chosen)]
+        chosen += free[:1]
+    return [(NAMES[k][0].upper() + NAMES[k][1:], f'the middle of {A[k]}, by the truth table', i) for i, k in pool.kind[chosen[:3]].items()]
 
 NAMES = dict(active_region='active region', coronal_hole='coronal hole', filament='filament', limb='limb', quiet_sun='quiet Sun', off_disk='sky')
 A = dict(active_region='an active region', coronal_hole='a coronal hole', filament='a filament', limb='a piece of the limb', quiet_sun='a quiet place')
@@ -207,7 +214,7 @@ def round_ticks(low, high, n=4):
     "About n round numbers between low and high"
     step = 10 ** np.floor(np.log10((high - low) / n))
     step *= min((1, 2, 5, 10), key=lambda m: abs((high - low) / (m * step) - n))
-    return np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step
+    return np.arange(np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9) + 1) * step + 0.
 
 def line_chart(x, y, title, ylabel, low=None, high=None, smooth=1, xlabel='training step'):
     "A curve with axes as SVG; with smooth > 1, the running mean over the pale values"
@@ -311,7 +318,7 @@ def page(story, metrics):    # a `Story`, path of metrics.csv
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
             f'<title>First light · SEARCH-SDO</title><style>{STYLE}</style></head><body><main>{body}</main></body></html>')
 
-# %% ../nbs/demo.ipynb #4c1a7f4e
+# %% ../nbs/demo.ipynb #d7f55eda
 STYLE = """
 :root{--paper:#fbf8f1;--card:#fff;--ink:#241d12;--soft:#6f6553;--rule:#e6dece;--gold:#a96f00;--glow:#f2b632;--good:#2c7a3f}
 @media(prefers-color-scheme:dark){:root{--paper:#100d09;--card:#1a1610;--ink:#f3ead9;--soft:#a99d88;--rule:#332c20;--gold:#f2b632;--glow:#f2b632;--good:#7fcf8f}}
@@ -323,7 +330,7 @@ h3{font-size:20px;margin:0 0 .2em;display:flex;gap:.6em;align-items:center}h4{ma
 section{border-top:1px solid var(--rule);margin-top:56px;padding-top:36px}article{margin-top:36px}figure{margin:0}.note,figcaption,footer{color:var(--soft);font-size:14px}
 .sun svg{display:block;width:100%;background:#000;border-radius:18px}.sun figcaption{margin-top:10px}.sun rect{fill:none;stroke:#fff;stroke-width:calc(var(--n)*.0045px)}
 .sun text{fill:#fff;font-size:calc(var(--n)*.036px);font-weight:700;text-anchor:middle;paint-order:stroke;stroke:#000;stroke-width:calc(var(--n)*.008px)}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(118px,1fr));gap:18px 20px;margin-top:28px}.facts div{border-left:3px solid var(--glow);padding-left:12px}
+.facts{display:grid;grid-template-columns:1fr 1fr;gap:18px 20px;margin-top:28px}.facts div{border-left:3px solid var(--glow);padding-left:12px}
 .facts b{display:block;font-size:25px;line-height:1.2;font-variant-numeric:tabular-nums;white-space:nowrap}.facts span{color:var(--soft);font-size:14px;line-height:1.3;display:block}
 .number{background:var(--ink);color:var(--paper);border-radius:7px;min-width:1.6em;text-align:center;font-size:16px}
 .tiles{display:grid;grid-template-columns:repeat(9,minmax(0,1fr));gap:12px}.tile img{width:100%;aspect-ratio:1;display:block;border-radius:8px;background:#000}

@@ -21,7 +21,7 @@ def collapse_level(z,        # [N, D] tensor or array, features of N pictures
 def effective_rank(z,        # [N, D] tensor or array; N several times D
                   ) -> float:
     "How many directions the rows use, 1 to D (Roy & Vetterli 2007; RankMe, Garrido et al. 2023, arXiv:2210.02885)"
-    values = torch.linalg.svdvals(torch.as_tensor(z).float())
+    values = torch.linalg.svdvals(torch.as_tensor(z).detach().float())
     share = values / values.sum().clamp_min(torch.finfo().tiny)
     return torch.special.entr(share).sum().exp().item()
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'warmup_cosine', 'Run', 'diagnose', 'fixed_images', 'training_tiles', 'place_loader', 'choose_precision',
-           'train', 'fit', 'plot_training']
+           'train', 'quiet_lightning', 'fit', 'plot_training']
 
-# %% ../../nbs/module2_sunshine/05_train.ipynb #fcf3bc24
+# %% ../../nbs/module2_sunshine/05_train.ipynb #d0e6bd61
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 import json
@@ -143,6 +144,19 @@ def train(package,                   # a `Package`
     plot_training(out / 'metrics.csv', title=f'{method}, {len(rows)} frames, {len(tiles)} places').savefig(out / 'training.png', dpi=110)
     return encoder
 
+# %% ../../nbs/module2_sunshine/05_train.ipynb #decd3ba4
+@contextmanager
+def quiet_lightning():
+    "Only warnings and errors about the run itself; Lightning also advises on workers, devices and products"
+    import warnings
+    loggers = [logging.getLogger(name) for name in ('lightning.pytorch', 'lightning.fabric')]
+    before = [logger.level for logger in loggers]
+    for logger in loggers: logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', module='lightning')
+        yield
+    for logger, level in zip(loggers, before): logger.setLevel(level)
+
 # %% ../../nbs/module2_sunshine/05_train.ipynb #79d83483
 def fit(run, loader, out, epochs, accelerator='auto', devices=1, progress=True):
     "Run Lightning's trainer, which logs to out/metrics.csv"
@@ -150,9 +164,10 @@ def fit(run, loader, out, epochs, accelerator='auto', devices=1, progress=True):
     Path(out).mkdir(parents=True, exist_ok=True)
     (Path(out) / 'metrics.csv').unlink(missing_ok=True)
     logger = CSVLogger(out, name='', version='', flush_logs_every_n_steps=50)
-    trainer = L.Trainer(max_epochs=epochs, accelerator=accelerator, devices=devices, precision=choose_precision(accelerator), logger=logger, log_every_n_steps=max(1, min(10, len(loader) // 2)),
-                        enable_progress_bar=progress, enable_checkpointing=False, enable_model_summary=False)
-    trainer.fit(run, loader)
+    with quiet_lightning():
+        trainer = L.Trainer(max_epochs=epochs, accelerator=accelerator, devices=devices, precision=choose_precision(accelerator), logger=logger,
+                            log_every_n_steps=max(1, min(10, len(loader) // 2)), enable_progress_bar=progress, enable_checkpointing=False, enable_model_summary=False)
+        trainer.fit(run, loader)
 
 # %% ../../nbs/module2_sunshine/05_train.ipynb #32c9ea5c
 def plot_training(metrics,        # path of metrics.csv
