@@ -30,9 +30,9 @@ def main(args=None):
     "Run the command line; returns nothing, exits with 2 after a wrong input"
     args = list(sys.argv[1:] if args is None else args)
     debug, args = '--debug' in args, [a for a in args if a != '--debug']
-    usage = typer.BadParameter.__mro__[-4]          # click's ClickException, wherever this typer keeps it
     try: code = app(args, prog_name='search-sdo', standalone_mode=False)
-    except (ValueError, OSError, usage) as error:
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError)) and not hasattr(error, 'format_message'): raise
         if debug: raise
         print(one_line(error, args[0] if args and args[0].isalpha() else ''), file=sys.stderr)
         sys.exit(2)
@@ -101,6 +101,7 @@ def search(engine: Annotated[Path, typer.Argument(help='Folder of a search engin
     "Find the times and places that look most like a query."
     from search_sdo.search.engine import SearchEngine
     hits = SearchEngine.open(engine).search(int(query) if query.isdigit() else query, k, box, after, before)
+    if not len(hits): return typer.echo(f'Nothing in {engine} meets these conditions; widen --after and --before')
     typer.echo(hits.table[['similarity', 'time', 'channel', 'lon', 'lat', 'mu', 'frame', 'row', 'col']].round(3).to_string(index=False))
     typer.echo(f'Found {len(hits)} places like {query} in {engine}')
     if save is None: return

@@ -154,7 +154,8 @@ def measure(engine, labels, early, late, k=10):
     images = stretch(engine.tiles.images(rows), engine.encoder.channels[0], engine.encoder.unit)
     methods = {'the encoder': np.asarray(engine.embeddings.vectors[rows], np.float32), **rules(images)}
     kinds = labels.to_numpy()
-    scores = {name: precision_at_k(f[:len(ask)], f[len(ask):], kinds[ask], kinds[answer], k).precision for name, f in methods.items()}
+    metric = lambda name: 'euclidean' if name == 'mean and spread' else 'cosine'
+    scores = {name: precision_at_k(f[:len(ask)], f[len(ask):], kinds[ask], kinds[answer], k, metric(name)).precision for name, f in methods.items()}
     scores['guessing'] = pd.Series(kinds[answer]).value_counts(normalize=True)
     scores = pd.DataFrame(scores).T[[kind for kind in WANTED if kind in kinds[ask]]].fillna(0)
     return scores.assign(macro=scores.mean(axis=1))

@@ -122,6 +122,20 @@ def test_map_and_back_keeps_everything(sun, tmp_path):
     assert (back.time, back.channel, back.unit) == (sun.time, sun.channel, sun.unit)
 
 
+@pytest.mark.parametrize("unit", ["display", "DN", "DN/s", "Gauss"])
+def test_map_and_back_keeps_unit_exposure_and_tilt(sun, unit):
+    frame = Frame(sun.data, sun.time, "hmi_m" if unit == "Gauss" else "171", sun.disk, unit, dict(exptime=2.5, b0=-3.25))
+    back = Frame.from_map(frame.to_map())
+    assert (back.unit, back.channel, back.meta["exptime"]) == (unit, frame.channel, 2.5) and back.meta["b0"] == pytest.approx(-3.25)
+
+
+def test_counts_cannot_be_stretched_but_shown(sun):
+    with pytest.raises(ValueError, match="unit 'DN': cannot be stretched.*per_second"):
+        stretch(sun.data, "171", "DN")
+    counts = Frame(sun.data * 2, sun.time, "171", sun.disk, "DN", dict(exptime=2.0))
+    np.testing.assert_allclose(counts.show().images[0].get_array(), stretch(sun.data, "171"), atol=1e-6)
+
+
 @pytest.mark.parametrize("roll", [0.1, 30, 180])
 def test_roll_means_what_sunpy_means(roll):
     "Solar north of a rolled frame lies where sunpy's coordinates say"

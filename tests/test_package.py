@@ -203,6 +203,19 @@ def test_repaired_file_comes_in_later(folder, tmp_path):
     assert len(package) == 4 and not package.skipped.source.str.contains("b_text").any()
 
 
+def test_the_same_frame_given_twice_is_packed_once_and_stays(tmp_path):
+    twice = [frames()[0], *frames()[:3]]
+    for _ in range(2):
+        package = Package.build(twice, tmp_path / "p", size=128)
+        assert len(package) == 3 and np.isfinite(package.read(2)[64, 64]) and "same channel and time" in package.skipped.reason[0]
+
+
+def test_the_same_file_given_twice_is_one_source(folder, tmp_path):
+    good = folder / "20140101_000000_aia_171.fits"
+    package = Package.build([good, good, good.parent / "." / good.name], tmp_path / "p", size=64)
+    assert len(package) == 1 and not len(package.skipped)
+
+
 def test_empty_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: no frames in it; expected files ending in .fit"):

@@ -57,6 +57,13 @@ def test_images_are_windows_of_the_frames(package):
         np.testing.assert_array_equal(image, package.array[row.frame, row.row:row.row + 32, row.col:row.col + 32])
 
 
+@pytest.mark.parametrize("n", [3, 20])
+def test_tiles_that_reach_beyond_the_frame(package, n):
+    t = Tiles.grid(package, size=32).table.iloc[[0] * n].assign(row=-8, col=110)
+    images = Tiles(t, package).images()
+    assert np.isnan(images[:, :8]).all() and np.isnan(images[:, :, 18:]).all() and np.isfinite(images[:, 8:, :18]).all()
+
+
 def test_table_rows_know_their_place(package):
     t = Tiles.grid(package, size=32, stride=16).table
     on = t[t.mu.notna()]
@@ -79,6 +86,7 @@ def test_flagged_frames_are_left_out_unless_asked_for(package):
 def test_select_save_open(package, tmp_path):
     tiles = Tiles.grid(package, size=32)
     west = tiles[(tiles.table.lon > 0).to_numpy()]
+    assert len(tiles[0]) == 1 and "Tiles(1 of 32 px" in repr(tiles[0])
     assert (west.table.lon > 0).all() and len(tiles[:7]) == 7 and list(tiles[np.array([3, 1])].table.col) == list(tiles.table.col[[3, 1]])
     tiles.save(tmp_path / "t.parquet")
     pd.testing.assert_frame_equal(Tiles.open(tmp_path / "t.parquet", package).table, tiles.table)

@@ -134,7 +134,7 @@ def train(package,                   # a `Package`
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         first = package.catalogue.iloc[rows[0]]
-        encoder = Encoder(make_backbone(backbone), channels=(first.channel,), size=tile, unit=first.unit, meta=dict(training=settings))
+        encoder = Encoder(make_backbone(backbone), channels=(first.channel,), size=tile, unit=first.unit, meta=dict(rsun_px=package.disk.radius, training=settings))
         model = METHODS[method](encoder.backbone)
         run = Run(model, load_frames(package, rows), fixed_images(tiles, encoder), epochs * len(loader), lr, size=tile, recipe=recipe, generator=generator)
         fit(run, loader, out, epochs, accelerator, devices, progress)
@@ -152,10 +152,12 @@ def quiet_lightning():
     loggers = [logging.getLogger(name) for name in ('lightning.pytorch', 'lightning.fabric')]
     before = [logger.level for logger in loggers]
     for logger in loggers: logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', module='lightning')
-        yield
-    for logger, level in zip(loggers, before): logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', module='lightning')
+            yield
+    finally:
+        for logger, level in zip(loggers, before): logger.setLevel(level)
 
 # %% ../../nbs/module2_sunshine/05_train.ipynb #79d83483
 def fit(run, loader, out, epochs, accelerator='auto', devices=1, progress=True):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_frames', 'tile_places', 'view_matrix', 'sample', 'Recipe', 'random_matrices', 'relight', 'two_views']
 
-# %% ../../nbs/module2_sunshine/01_two_views.ipynb #4e0228ff
+# %% ../../nbs/module2_sunshine/01_two_views.ipynb #ea06886a
 from dataclasses import dataclass
 import math
 import numpy as np
@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..packager.channels import stretch
-from ..packager.package import Package
 
 # %% ../../nbs/module2_sunshine/01_two_views.ipynb #c2694488
 def load_frames(package,        # a `Package`

@@ -60,6 +60,7 @@ def stretch(data,              # array of any shape, NaN allowed
            ) -> np.ndarray:    # float32, same shape, 0..1, NaN stays NaN
     "Values that a network or an eye can use; asinh as in astropy's `AsinhStretch` (Lupton et al. 1999)"
     data, c = np.asarray(data, np.float32), get_channel(channel)
+    if unit not in ('DN/s', 'Gauss', 'display'): raise ValueError(f'unit {unit!r}: cannot be stretched, expected DN/s, Gauss or display; counts (DN) need per_second(frame) first')
     if unit == 'display': return np.clip(data / np.float32(255), 0, 1)
     x = np.clip(data / np.float32(c.vmax), -1 if c.signed else 0, 1)
     if c.signed: return (x + 1) / 2

@@ -6,11 +6,11 @@
 __all__ = ['COLUMNS', 'ROTATION', 'grid_corners', 'pixel_to_sphere', 'sphere_to_pixel', 'tile_table', 'Tiles', 'tile_images',
            'show_tiles', 'split_by_time']
 
-# %% ../../nbs/module1_sunflowers/06_tiles.ipynb #bb510ee3
+# %% ../../nbs/module1_sunflowers/06_tiles.ipynb #e66a4b88
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .package import Package, harmonised_disk
+from .package import cut
 
 # %% ../../nbs/module1_sunflowers/06_tiles.ipynb #ed0a0436
 def grid_corners(width,      # px, side of the frame
@@ -84,7 +84,9 @@ class Tiles:
     def __repr__(self):
         sizes = ', '.join(map(str, sorted(self.table['size'].unique())))
         return f'Tiles({len(self)} of {sizes} px in {self.table.frame.nunique()} frames)'
-    def __getitem__(self, rows): return Tiles(self.table[rows] if getattr(rows, 'dtype', None) == bool else self.table.iloc[rows], self.package)
+    def __getitem__(self, rows):
+        rows = [rows] if np.isscalar(rows) else rows
+        return Tiles(self.table[rows] if getattr(rows, 'dtype', None) == bool else self.table.iloc[rows], self.package)
 
     def images(self, ids=None):
         "float32 [n, size, size] package values of the tiles numbered `ids` (default: all)"
@@ -108,7 +110,7 @@ def tile_images(table, package):
         whole = package.read(frame) if len(mine) > 8 else None
         for i in mine:
             row, col = places[i, 1:]
-            out[i] = package.read(frame, row, col, size) if whole is None else whole[row:row + size, col:col + size]
+            out[i] = package.read(frame, row, col, size) if whole is None else cut(lambda rows, cols: whole[rows, cols], whole.shape, row, col, size)
     return out
 
 # %% ../../nbs/module1_sunflowers/06_tiles.ipynb #c12c103d
