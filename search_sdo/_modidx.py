@@ -38,6 +38,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'search_sdo/course/lessons.py'),
                                            'search_sdo.course.lessons.colab_badge': ( 'course/a_lessons.html#colab_badge',
                                                                                       'search_sdo/course/lessons.py'),
+                                           'search_sdo.course.lessons.count_drives': ( 'course/a_lessons.html#count_drives',
+                                                                                       'search_sdo/course/lessons.py'),
                                            'search_sdo.course.lessons.cut_body': ( 'course/a_lessons.html#cut_body',
                                                                                    'search_sdo/course/lessons.py'),
                                            'search_sdo.course.lessons.describe': ( 'course/a_lessons.html#describe',

@@ -19,7 +19,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.count[tag] = self.count.get(tag, 0) + 1
         self.loads += [v for k, v in attrs if k in ('src', 'href', 'srcset', 'data', 'poster')]
-        if tag not in ('meta', 'img', 'rect', 'image', 'path', 'circle'): self.open.append(tag)
+        if tag not in ('meta', 'img'): self.open.append(tag)
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, f'</{tag}> closes nothing'
 

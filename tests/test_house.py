@@ -82,7 +82,7 @@ def test_what_writes_the_exported_files_is_pinned():
 
 
 def test_the_library_needs_no_notebook_tools():
-    "fastcore is for the checks in lessons: it comes with `dev`, and Colab has it"
+    "fastcore is for the checks in lessons, nbdev and execnb for making them; the library itself needs none of them"
     for path in sorted((ROOT / "search_sdo").rglob("*.py")):
         top = [line for line in path.read_text().splitlines() if re.match(r"(from|import) (fastcore|nbdev|execnb)\b", line)]
         assert top == [], path

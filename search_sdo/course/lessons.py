@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'find_root', 'read_settings', 'modules', 'header_end', 'cut_body', 'functions', 'stub', 'new_cell',
            'colab_badge', 'install_from', 'answer', 'is_check', 'end_of_checks', 'Lesson', 'read_lesson', 'describe',
-           'rota_cell', 'with_answers', 'plain', 'notebook_text', 'make_lesson', 'make_readme', 'plan', 'make_files',
-           'write_files', 'main']
+           'rota_cell', 'count_drives', 'with_answers', 'plain', 'notebook_text', 'make_lesson', 'make_readme', 'plan',
+           'make_files', 'write_files', 'main']
 
 # %% ../../nbs/course/a_lessons.ipynb #74f48210
 import ast, hashlib, io, json, logging, re, tokenize
@@ -60,11 +60,10 @@ def cut_body(source,    # Python source
 
 # %% ../../nbs/course/a_lessons.ipynb #5a372b1a
 def functions(source) -> list:
-    "The functions of a cell and the methods of its classes, as syntax-tree nodes, in order"
+    "What a cell leaves to do, as syntax-tree nodes in order: its functions, and the last method of each class"
     kinds = ast.FunctionDef, ast.AsyncFunctionDef
-    body = ast.parse(source).body
-    nodes = [n for top in body for n in ([top] if not isinstance(top, ast.ClassDef) else top.body)]
-    return [n for n in nodes if isinstance(n, kinds)]
+    inside = lambda top: [n for n in top.body if isinstance(n, kinds)][-1:] if isinstance(top, ast.ClassDef) else [top]
+    return [n for top in ast.parse(source).body for n in inside(top) if isinstance(n, kinds)]
 
 # %% ../../nbs/course/a_lessons.ipynb #d837be03
 def stub(source,   # a cell's source, without directives
@@ -175,14 +174,22 @@ def describe(cells) -> dict:
 # %% ../../nbs/course/a_lessons.ipynb #57b94c3d
 def rota_cell(settings,  # of the course
               week,      # number of the lesson in the whole course, from 0
+              drives,    # times that somebody takes the keyboard
               key,       # path of the lesson
              ) -> dict:
     "The cell that shows who drives this week"
     course = settings['course']
     names = ', '.join(f'"{name.strip()}"' for name in course['team'].split(','))
     source = (f"from {course['lib_name']}.course.mob import Rota\n\n"
-              f"Rota([{names}], week={week}, minutes={course['minutes_per_turn']})  # your names here")
+              f"Rota([{names}], week={week}, turns={drives}, minutes={course['minutes_per_turn']})  # your names here")
     return new_cell('code', source, key, 'rota')
+
+# %% ../../nbs/course/a_lessons.ipynb #67002ba0
+def count_drives(cells) -> int:
+    "How often the headings of a lesson ask to rotate; 6 if they never do"
+    counts = dict(once=1, twice=2, three=3, four=4)
+    asked = re.findall(r'^## .*rotate (once|twice|three|four)', '\n'.join(c['source'] for c in cells if c['cell_type'] == 'markdown'), re.M)
+    return sum(counts[a] for a in asked) or 6
 
 # %% ../../nbs/course/a_lessons.ipynb #c992b90c
 def with_answers(cells, # of `read_lesson`
@@ -224,7 +231,7 @@ def make_lesson(path,      # an authored notebook
     for cell in cells:
         is_install = cell['source'].startswith('%pip')
         if is_install: cell['source'] = install_from(cell['source'], settings)
-        out += [cell] + [rota_cell(settings, week, dest)] * (is_install and not own_rota)
+        out += [cell] + [rota_cell(settings, week, count_drives(cells), dest)] * (is_install and not own_rota)
     return notebook_text(out, nb.metadata), describe(nb.cells) | dict(path=dest)
 
 # %% ../../nbs/course/a_lessons.ipynb #84b29703

@@ -46,7 +46,7 @@ def rota_table(turns,   # what `rota` gives
     "The turns as an HTML table; names are escaped, so a `<` in one does no harm"
     rows = ''.join(f'<tr><td>{i}</td><td>{html.escape(driver)}</td><td>{html.escape(navigator)}</td></tr>'
                    for i, (driver, navigator) in enumerate(turns, 1))
-    return f'<table><thead><tr><th>turn</th><th>drives</th><th>navigates</th></tr></thead><tbody>{rows}</tbody></table>'
+    return f'<table><thead><tr><th></th><th>drives</th><th>navigates</th></tr></thead><tbody>{rows}</tbody></table>'
 
 # %% ../../nbs/course/00_welcome.ipynb #63c6d1d4
 _STYLE = '''<style>
@@ -62,7 +62,7 @@ _STYLE = '''<style>
 .sdo-rota.over .clock, .sdo-rota.over .say {color: #d2480c; font-weight: 600}
 </style>'''
 
-# %% ../../nbs/course/00_welcome.ipynb #350fedfa
+# %% ../../nbs/course/00_welcome.ipynb #d4c492bf
 _CLOCK = '''<script>
 document.querySelectorAll('.sdo-rota:not([data-on])').forEach(box => {
   box.dataset.on = 1;
@@ -75,7 +75,7 @@ document.querySelectorAll('.sdo-rota:not([data-on])').forEach(box => {
     find('.go').textContent = end === null ? 'Start' : 'Pause';
     find('.next').textContent = last ? 'Again' : 'Next';
     find('.say').textContent = !over ? name(turn, 1) + ' drives, ' + name(turn, 2) + ' navigates.'
-      : last ? 'That was the last turn: stand up, then look back on it.' : 'Hand over the keyboard: ' + name(turn + 1, 1) + ' drives.';
+      : last ? 'That was the last drive: stand up, then look back on it.' : 'Hand over the keyboard: ' + name(turn + 1, 1) + ' drives.';
     rows.forEach((row, i) => row.className = i === turn ? 'now' : i < turn ? 'done' : '');
     box.classList.toggle('over', over);
   };

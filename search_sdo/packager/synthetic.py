@@ -255,7 +255,7 @@ def name_tiles(x, y, box, features, day):    # x, y: solar radii [tiles, points]
     patches, _ = grain(box, lon, lat, day)
     share = lambda kind: share_of(kind, features, lon, lat, day, patches)
     sky = (np.hypot(x, y) > 1).mean(1)
-    return np.select([sky == 1, sky > 0, share('active_region') >= .3, share('filament') >= .12, share('coronal_hole') >= .6],
+    return np.select([sky == 1, sky > .07, share('active_region') >= .3, share('filament') >= .15, share('coronal_hole') >= .6],
                      ['off_disk', 'limb', 'active_region', 'filament', 'coronal_hole'], 'quiet_sun')
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #432a3d12
