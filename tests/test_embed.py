@@ -109,7 +109,7 @@ def test_an_interrupted_build_goes_on_with_the_same_bytes(tiles, encoder, whole,
     Embeddings.build(tiles, counted, tmp_path, BATCH)
     assert (tmp_path / "embeddings.npy").read_bytes() == whole
     assert 99 - counted.left == len(blocks(tiles.table.frame, BATCH)) - after      # nothing was embedded twice
-    assert names(tmp_path) == ["embeddings.npy", "tiles.parquet"]
+    assert names(tmp_path) == ["embeddings.fingerprint", "embeddings.npy", "tiles.parquet"]
 
 
 @pytest.mark.parametrize("torn", [1, 500, 2 * 16 * 50])
@@ -144,6 +144,15 @@ Embeddings.build(Tiles.grid(Package.open({str(package.path)!r}), size=16), encod
     assert len(list((tmp_path / "out").glob("*.part"))) == 1 and not (tmp_path / "out/embeddings.npy").exists()
     Embeddings.build(tiles, encoder, tmp_path / "out", BATCH)
     assert (tmp_path / "out/embeddings.npy").read_bytes() == whole
+
+
+def test_a_finished_build_is_not_made_again(tiles, encoder, whole, tmp_path):
+    Embeddings.build(tiles, encoder, tmp_path, BATCH)
+    (tmp_path / "tiles.parquet").unlink()
+    assert len(Embeddings.build(tiles, Stops(encoder, 0), tmp_path, BATCH)) == len(tiles)
+    (tmp_path / "embeddings.npy").write_bytes(whole[:-1])            # somebody cut the file short
+    Embeddings.build(tiles, Stops(encoder, 1), tmp_path, BATCH)
+    assert (tmp_path / "embeddings.npy").read_bytes() == whole
 
 
 def test_another_encoder_starts_from_the_beginning(tiles, encoder, whole, tmp_path):

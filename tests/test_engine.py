@@ -285,6 +285,7 @@ def test_a_build_that_was_stopped_goes_on(package, encoder, folder, tmp_path, mo
     with pytest.raises(KeyboardInterrupt): SearchEngine.build(package, encoder, tmp_path / "engine")
     with pytest.raises(FileNotFoundError, match="engine.json"): SearchEngine.open(tmp_path / "engine")
     monkeypatch.undo()
+    monkeypatch.setattr("search_sdo.search.embed.tile_vectors", stop)      # what was embedded is not embedded again
     again = SearchEngine.build(package, encoder, tmp_path / "engine")
     assert (tmp_path / "engine/embeddings.npy").read_bytes() == (folder / "embeddings.npy").read_bytes() and len(again) > 0
 
@@ -303,6 +304,11 @@ def test_a_package_that_is_gone(copied, package):
     (copied / "engine.json").write_text(json.dumps(facts | dict(package="/gone/package")))
     with pytest.raises(FileNotFoundError, match=r"/gone/package: .*SearchEngine\.open\(.*package=\.\.\.\)"): SearchEngine.open(copied)
     assert len(SearchEngine.open(copied, package=package.path)) > 0
+
+
+def test_a_damaged_engine_json_is_named(copied):
+    (copied / "engine.json").write_text('{"package": "/some')
+    with pytest.raises(ValueError, match=r"engine\.json: damaged"): SearchEngine.open(copied)
 
 
 def test_the_wrong_package(copied, tmp_path):
@@ -340,9 +346,14 @@ def test_a_file_that_is_not_there_or_no_picture(engine, tmp_path):
     with pytest.raises(ValueError, match="text.png"): engine.search(tmp_path / "text.png")
 
 
-@pytest.mark.parametrize("box", [(10, 10, 10, 20), (20, 10, 10, 20), (100, 100, 140, 110), (-1, 0, 10, 10), (1, 2, 3), (0, 0, float("nan"), 9)])
+@pytest.mark.parametrize("box", [(10, 10, 10, 20), (20, 10, 10, 20), (100, 100, 140, 110), (-1, 0, 10, 10), (0, 0, float("nan"), 9)])
 def test_a_box_outside_the_frame_or_empty(engine, package, box):
     with pytest.raises(ValueError, match="box .*: empty or not inside the picture of 128 x 128 px"): engine.search(package.frame(0), box=box)
+
+
+@pytest.mark.parametrize("box", [(1, 2, 3), 7, "here", (0, 0, None, 9)])
+def test_a_box_that_is_not_four_numbers(engine, package, box):
+    with pytest.raises(ValueError, match="box .*: expected four numbers"): engine.search(package.frame(0), box=box)
 
 
 def test_a_box_where_nothing_was_measured(engine, package):
@@ -378,7 +389,7 @@ def test_a_date_that_cannot_be_read(engine, name, date):
 
 
 @pytest.mark.parametrize("name", ["spread", "exclude_within"])
-@pytest.mark.parametrize("span", ["soon", "-3h", ""])
+@pytest.mark.parametrize("span", ["soon", "-3h", "", 24, "24", 1.5])
 def test_a_span_that_cannot_be_read(engine, name, span):
     with pytest.raises(ValueError, match=f"{name}=.*: not a length of time; write 12h or 3 days"): engine.search(0, **{name: span})
 

@@ -158,7 +158,7 @@ def test_install_cell_badge_and_rota_follow_the_settings(tmp_path):
     sources = [c.source for c in nbformat.reads(text, as_version=4).cells]
     assert "github/my-group/our-sun/blob/dev/module1_sunflowers/x.ipynb" in sources[0]
     assert "git+https://github.com/my-group/our-sun@dev" in sources[2]
-    assert 'Rota(["Eva", "Fay"], week=4, minutes=5)' in sources[3]
+    assert 'Rota(["Eva", "Fay"], week=4, turns=2, minutes=5)' in sources[3]
 
 
 def test_title_subtitle_and_minutes(lesson):

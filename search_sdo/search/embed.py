@@ -109,8 +109,10 @@ def fingerprint(tiles,         # `Tiles`
 def write_embeddings(tiles, encoder, path, batch_size):
     "Embed all `tiles` into the folder `path`; goes on where an earlier call with the same tiles and encoder stopped"
     from tqdm.auto import tqdm
-    part = path / f"embeddings.{fingerprint(tiles, encoder)}.part"
-    for old in {*path.glob("embeddings.*.part"), path / "embeddings.npy"} - {part}: old.unlink(missing_ok=True)
+    whole, part, made_of = path / "embeddings.npy", path / "embeddings.npy.part", path / "embeddings.fingerprint"
+    if whole.exists(): whole.replace(part)
+    if not made_of.exists() or made_of.read_text() != fingerprint(tiles, encoder): part.unlink(missing_ok=True)
+    made_of.write_text(fingerprint(tiles, encoder))
     tiles.save(path / "tiles.parquet")
     steps = blocks(tiles.table.frame, batch_size)
     file, done = open_growing(part, npy_header(len(tiles), encoder.dim), 2 * encoder.dim, [step.stop for step in steps])
@@ -120,7 +122,7 @@ def write_embeddings(tiles, encoder, path, batch_size):
             file.write(tile_vectors(tiles[step], encoder, batch_size).tobytes())
             file.flush()
             bar.update(step.stop - step.start)
-    part.replace(path / "embeddings.npy")
+    part.replace(whole)
 
 # %% ../../nbs/module3_sunbird/01_embed.ipynb #8644b4eb
 class Embeddings:

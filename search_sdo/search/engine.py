@@ -65,10 +65,12 @@ def check_box(box,                   # (x0, y0, x1, y1), px from the top left; x
               shape: tuple,          # (H, W) of the picture
              ) -> tuple:
     "The box as four numbers; ValueError if it is empty or reaches beyond the picture"
-    (height, width), box = shape, tuple(float(edge) for edge in box)
-    if len(box) == 4 and 0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height: return box
-    raise ValueError(f"box {tuple(f'{edge:g}' for edge in box)}: empty or not inside the picture of {width} x {height} px; expected "
-                     f"(x0, y0, x1, y1) from the top left, with x0 < x1 <= {width} and y0 < y1 <= {height}")
+    height, width = shape
+    try: x0, y0, x1, y1 = (float(edge) for edge in box)
+    except (TypeError, ValueError): raise ValueError(f"box {box}: expected four numbers (x0, y0, x1, y1), px from the top left") from None
+    if 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height: return x0, y0, x1, y1
+    raise ValueError(f"box {box}: empty or not inside the picture of {width} x {height} px; expected x0 < x1 <= {width} "
+                     f"and y0 < y1 <= {height}, counted from the top left")
 
 # %% ../../nbs/module3_sunbird/03_search.ipynb #127055fa
 def cut(data,                    # [H, W]
@@ -144,7 +146,8 @@ def as_span(value,                  # "12h", "3 days", a timedelta
             name: str,              # of the argument, for the message
            ) -> pd.Timedelta:
     "A length of time; ValueError if it cannot be read"
-    try: span = pd.Timedelta(value)
+    bare = str(value).replace(".", "").isdigit()   # pandas would take 24 for nanoseconds
+    try: span = pd.NaT if bare else pd.Timedelta(value)
     except ValueError: span = pd.NaT
     if span is pd.NaT or span < pd.Timedelta(0): raise ValueError(f"{name}={value!r}: not a length of time; write 12h or 3 days")
     return span
@@ -226,7 +229,8 @@ def write_engine(package, encoder, path, size, stride, channels):
 # %% ../../nbs/module3_sunbird/03_search.ipynb #3ce9a069
 def find_package(path) -> Package:
     "The package of the engine in the folder `path`"
-    facts = json.loads((path / "engine.json").read_text())
+    try: facts = json.loads((path / "engine.json").read_text())
+    except ValueError as e: raise ValueError(f"{path / 'engine.json'}: damaged ({e}); build the engine again") from e
     for place in (path / facts["package_from_here"], Path(facts["package"])):
         if (place / "frames.parquet").exists(): return Package.open(place)
     raise FileNotFoundError(f"{facts['package']}: the package of {path} is not there any more; say where it is: "
