@@ -4,6 +4,9 @@
 #   make test ARGS="-k mob"                  some of the tests
 #   make bench ARGS="--quick" DATA=FOLDER    measurements; DATA is the folder of real observations
 
+# Threads that wait for each other sleep instead of spinning: far kinder to machines with little to spare.
+export OMP_WAIT_POLICY := passive
+
 VENV  ?= .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed

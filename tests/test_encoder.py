@@ -51,9 +51,9 @@ def test_unknown_backbone_names_the_choices():
 
 
 def test_config_rebuilds_the_same_network():
-    net = make_backbone(in_channels=2, widths=(8, 16), stem=2)
+    net = make_backbone(in_channels=2, widths=(8, 16), stem=1)
     twin = make_backbone(**json.loads(json.dumps(net.config)))
-    assert str(twin) == str(net) and net.config["stem"] == 2 and twin.dim == 16
+    assert str(twin) == str(net) and net.config["stem"] == 1 and twin.dim == 16
 
 
 # What goes in
@@ -156,7 +156,7 @@ def test_torchvision_backbone_survives_the_folder(tmp_path):
 def test_the_folder_holds_data_only(folder):
     assert sorted(p.name for p in folder.iterdir()) == ["encoder.json", "weights.safetensors"]
     facts = json.loads((folder / "encoder.json").read_text())
-    assert facts["backbone"] == {"name": "small_resnet", "in_channels": 1, "widths": [32, 64, 128, 256], "stem": 4}
+    assert facts["backbone"] == {"name": "small_resnet", "in_channels": 1, "widths": [16, 32, 64, 128, 256], "stem": 2}
     header = (folder / "weights.safetensors").read_bytes()
     assert header[8:9] == b"{" and not header.startswith((b"\x80", b"PK"))      # neither pickle nor torch's zip
 

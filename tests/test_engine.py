@@ -83,7 +83,7 @@ def test_an_array_finds_the_tile_it_came_from(engine):
 
 def test_a_picture_file_finds_the_tile_it_shows(engine, tmp_path):
     found = engine.search(bright(engine), k=4).save(tmp_path / "found")
-    file = sorted(found.glob("01_*.png"))[0]
+    file = sorted(found.glob("01_*.png"))[0].rename(tmp_path / "picture.png")      # nobody knows when it was taken
     hits = engine.search(file, k=3)
     assert hits.table.tile[0] == engine.search(bright(engine), k=1).table.tile[0]
     assert hits.table.similarity[0] > 0.99
@@ -401,3 +401,30 @@ def test_exclude_within_needs_a_time(engine):
 
 def test_k_must_be_positive(engine):
     with pytest.raises(ValueError, match="k is 0"): engine.search(0, k=0)
+
+
+def test_tiles_show_as_much_of_the_sun_as_the_encoder_learned_on(package, encoder, tmp_path):
+    learned = replace_meta(encoder, rsun_px=package.disk.radius / 2)      # on frames half as large
+    engine = SearchEngine.build(package, learned, tmp_path / "engine")
+    assert set(engine.tiles.table["size"]) == {2 * TILE}
+
+
+def replace_meta(encoder, **meta):
+    return Encoder(encoder.backbone, encoder.channels, encoder.size, encoder.unit, meta)
+
+
+def test_a_saved_hit_knows_its_moment_and_does_not_find_itself(folder, tmp_path):
+    engine = SearchEngine.open(folder)
+    hits = engine.search(50, k=1)
+    hits.save(tmp_path / "hits")
+    picture = next((tmp_path / "hits").glob("01_*.png"))
+    asked = engine.ask(picture)
+    assert abs(asked.time - hits.table.time[0]) < pd.Timedelta("1s") and asked.channel == "171"
+    far = engine.search(picture, k=3, exclude_within="24h")
+    assert ((far.table.time - asked.time).abs() > pd.Timedelta("24h")).all()
+
+
+def test_a_box_that_is_too_large_says_how_large_it_may_be(folder):
+    engine = SearchEngine.open(folder)
+    with pytest.raises(ValueError, match=f"expected at most {4 * TILE}.*draw a smaller box"):
+        engine.search(engine.package.frame(0), box=(0, 0, 100, 100))

@@ -23,22 +23,19 @@ from ..packager.channels import get_channel, stretch
 # %% ../../nbs/module2_sunshine/02_simsiam.ipynb #8ed38456
 def residual_block(width_in: int,    # channels that come in
                    width_out: int,   # channels that go out
-                   stride: int,      # 2 halves height and width
-                  ) -> nn.Module:
+                  ) -> nn.Module:    # [N, width_in, H, W] -> [N, width_out, H / 2, W / 2]
     "Two 3 x 3 convolutions beside a shortcut (He et al. 2016, arXiv:1512.03385)"
-    same = stride == 1 and width_in == width_out
-    shortcut = None if same else nn.Sequential(conv1x1(width_in, width_out, stride), nn.BatchNorm2d(width_out))
-    return BasicBlock(width_in, width_out, stride, shortcut)
+    shortcut = nn.Sequential(conv1x1(width_in, width_out, 2), nn.BatchNorm2d(width_out))
+    return BasicBlock(width_in, width_out, 2, shortcut)
 
 # %% ../../nbs/module2_sunshine/02_simsiam.ipynb #1031c240
 def small_resnet(in_channels: int,   # 1 for one SDO channel
-                 widths,             # channels of the blocks
-                 stem: int,          # the stem's stride: 4 is fast, 2 sees finer detail
+                 widths,             # channels of the stem and of each block
+                 stem: int,          # the stem's stride; 1 sees finer detail and is four times as slow
                 ) -> nn.Sequential:  # [N, in_channels, H, W] -> [N, widths[-1]]
-    "A residual network for tiles: a stem, one block per width, an average over the picture"
-    layers = [nn.Conv2d(in_channels, widths[0], 7, stem, padding=3, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
-    layers += [residual_block(widths[0], widths[0], 1)]
-    layers += [residual_block(a, b, 2) for a, b in pairwise(widths)]
+    "A residual network for tiles: a stem, blocks that halve, an average over the picture"
+    layers = [nn.Conv2d(in_channels, widths[0], 3, stem, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
+    layers += [residual_block(a, b) for a, b in pairwise(widths)]
     net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     net.dim = widths[-1]
     return net
@@ -62,7 +59,7 @@ def make_backbone(name='small_resnet',   # or a torchvision ResNet
     "An untrained backbone by name, [N, in_channels, H, W] -> [N, dim]; ValueError for a name that is not known"
     photo = torchvision.models.list_models(torchvision.models, include=['*resne*'])
     if name == 'small_resnet':
-        kw = {'widths': (32, 64, 128, 256), 'stem': 4, **kw}
+        kw = {'widths': (16, 32, 64, 128, 256), 'stem': 2, **kw}
         net = small_resnet(in_channels, **kw)
     elif name in photo: net = photo_resnet(name, in_channels, **kw)
     else: raise ValueError(f"backbone {name!r} is not known; choose small_resnet, {', '.join(photo)}")

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'sun_plane', 'surface', 'direction', 'rotation_rate', 'noise_box', 'grain', 'quiet_light', 'corona',
-           'Feature', 'births', 'own_map', 'coverage', 'paint', 'arches', 'fans', 'in_space', 'splat', 'loops',
-           'expose', 'share_of', 'name_tiles', 'SmallSun', 'days', 'draw', 'truth', 'label']
+           'Feature', 'births', 'give_way', 'own_map', 'coverage', 'paint', 'arches', 'fans', 'in_space', 'splat',
+           'loops', 'expose', 'share_of', 'name_tiles', 'SmallSun', 'days', 'draw', 'truth', 'label']
 
-# %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #a46fe821
-from dataclasses import dataclass
+# %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #24eab82c
+from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter, map_coordinates
@@ -113,9 +113,9 @@ class Feature:
         age = (day - self.born) / self.life
         return self.strength * max(0., min(1., age / .12, (1 - age) / .35))
 
-# %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #fb96fdad
+# %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #09f7a01e
 KINDS = dict(                     # births in 10 days, life, |latitude|, radius, strength, spread of the tilt
-    coronal_hole  = (1.2, (40, 100), (0, 50), (12, 20), (.75, 1.), 50),
+    coronal_hole  = (2.2, (40, 100), (0, 55), (14, 24), (.75, 1.), 50),
     plage         = (3.,  (10, 25), (8, 35), (4, 8), (.4, 1.), 20),
     filament      = (5.,  (10, 30), (10, 52), (9, 18), (.6, 1.), 20),
     active_region = (4.5, (14, 40), (7, 30), (6, 12), (.12, 1.1), 6))
@@ -134,6 +134,19 @@ def births(seed,     # the Sun's seed
             found.append(Feature(100 * decade + len(found), kind, 10 * decade + rng.uniform(0, 10), life, rng.uniform(-180, 180),
                                  north * lat, radius, strength, lean, int(rng.integers(2 ** 31))))
     return found
+
+# %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #29d099e7
+def give_way(features, day, least=7):    # list of `Feature`; `least`: degrees, smaller holes close
+    "The same features, with each coronal hole as small as its neighbours leave it"
+    rest = [f for f in features if f.kind != 'coronal_hole']
+    others = direction(np.array([f.lon_at(day) for f in rest]), np.array([f.lat for f in rest]))
+    reach, kept = np.array([.5 * f.radius for f in rest]), []
+    for f in features:
+        if f.kind == 'coronal_hole' and rest:
+            away = np.degrees(np.arccos(np.clip(direction(f.lon_at(day), f.lat) @ others, -1, 1)))
+            f = replace(f, radius=min(f.radius, *(away - reach)))
+        if f.radius >= least or f.kind != 'coronal_hole': kept.append(f)
+    return kept
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #22e99c36
 def own_map(f, lon, lat, day):    # degrees; returns u, v
@@ -273,7 +286,7 @@ class SmallSun:
         for d in range(decade - 10, decade + 1):
             if d not in self._births: self._births[d] = births(self.seed, d)
         found = [f for d in range(decade - 10, decade + 1) for f in self._births[d] if f.power(day) > 0]
-        return sorted(found, key=lambda f: list(KINDS).index(f.kind))
+        return sorted(give_way(found, day), key=lambda f: list(KINDS).index(f.kind))
     def frame(self, time, size=256, disk=None): return draw(self, time, size, disk)
     def frames(self, n=24, start='2014-01-01', cadence='5D', size=256, disk=None):
         "A list of frames, one every `cadence`"

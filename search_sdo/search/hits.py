@@ -17,7 +17,7 @@ def place(lon: float,     # degrees, west positive
           lat: float,     # degrees, north positive
          ) -> str:
     "A place on the Sun in words, such as N12 W34"
-    if np.isnan(lon): return "off the disk"
+    if np.isnan(lon): return 'off the disk'
     return f"{'NS'[lat < 0]}{abs(lat):02.0f} {'WE'[lon < 0]}{abs(lon):02.0f}"
 
 # %% ../../nbs/module3_sunbird/03_search.ipynb #cb5b6776
@@ -35,10 +35,10 @@ def show_hits(hits):
     import sunpy.visualization.colormaps  # registers the colour maps
     rows = max(1, round((len(hits) / 3) ** 0.5))
     columns = -(-len(hits) // rows)
-    fig = plt.figure(figsize=(1.5 * (rows + columns), 2 * rows), layout="constrained")
+    fig = plt.figure(figsize=(1.5 * (rows + columns), 2 * rows), layout='constrained')
     grid, query = fig.add_gridspec(rows, rows + columns), hits.asked
-    when = "" if query.time is None else f"\n{query.time:%Y-%m-%d %H:%M}"
-    draw(fig.add_subplot(grid[:, :rows]), query.image, query.channel, query.unit, f"query: {query.name}{when}", color="crimson", linewidth=4)
+    when = '' if query.time is None else f"\n{query.time:%Y-%m-%d %H:%M}"
+    draw(fig.add_subplot(grid[:, :rows]), query.image, query.channel, query.unit, f'query: {query.name}{when}', color='crimson', linewidth=4)
     for i, (image, hit) in enumerate(zip(hits.images(), hits.table.itertuples())):
         title = f"{hit.rank} · {hit.similarity:.3f}\n{hit.time:%Y-%m-%d %H:%M}\n{place(hit.lon, hit.lat)}"
         draw(fig.add_subplot(grid[i // columns, rows + i % columns]), image, hit.channel, hits.units[hit.frame], title)
@@ -51,13 +51,13 @@ def save_hits(hits, folder):
     from PIL import Image
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    hits.table.to_csv(folder / "hits.csv", index=False)
+    hits.table.to_csv(folder / 'hits.csv', index=False)
     figure = hits.show()
-    figure.savefig(folder / "hits.png", dpi=150)
+    figure.savefig(folder / 'hits.png', dpi=150)
     plt.close(figure)
     for image, hit in zip(hits.images(), hits.table.itertuples()):
         grey = np.nan_to_num(255 * stretch(image, hit.channel, hits.units[hit.frame])).round().astype(np.uint8)
-        Image.fromarray(grey).save(folder / f"{hit.rank:02d}_{hit.time:%Y%m%d_%H%M%S}_{hit.channel}.png")
+        Image.fromarray(grey).save(folder / f'{hit.rank:02d}_{hit.time:%Y%m%d_%H%M%S}_{hit.channel}.png')
     return folder
 
 # %% ../../nbs/module3_sunbird/03_search.ipynb #e0b1cda6
@@ -80,9 +80,9 @@ class Hits:
     package: object         # the `Package` that holds the pixels
 
     @classmethod
-    def of(cls, tiles, ids, similarity, asked) -> "Hits":
+    def of(cls, tiles, ids, similarity, asked) -> 'Hits':
         "Hits from `tiles`, given the numbers of those found and their similarity, best first"
-        where = tiles.table.iloc[ids][["time", "channel", "frame", "row", "col", "size", "lon", "lat", "mu"]].reset_index(drop=True)
+        where = tiles.table.iloc[ids][['time', 'channel', 'frame', 'row', 'col', 'size', 'lon', 'lat', 'mu']].reset_index(drop=True)
         found = pd.DataFrame(dict(rank=np.arange(1, len(ids) + 1), similarity=similarity, tile=ids))
         return cls(pd.concat([found, where], axis=1), asked, tiles.package)
 
@@ -92,8 +92,8 @@ class Hits:
     def units(self): return self.package.catalogue.unit
     def __len__(self): return len(self.table)
     def __repr__(self):
-        best = f", similarity {self.table.similarity.max():.3f} to {self.table.similarity.min():.3f}" if len(self) else ""
-        return f"Hits({len(self)} for {self.asked.name}{best})"
+        best = f', similarity {self.table.similarity.max():.3f} to {self.table.similarity.min():.3f}' if len(self) else ''
+        return f'Hits({len(self)} for {self.asked.name}{best})'
 
     def images(self) -> np.ndarray:
         "float32 [n, size, size], the hits as the package holds them"

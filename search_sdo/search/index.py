@@ -17,11 +17,11 @@ def as_queries(queries,              # [Q, D] or one query [D]
     "Queries an index of `dim` numbers can answer; ValueError for another width or a query without direction"
     queries = np.atleast_2d(np.asarray(queries, dtype=np.float32))
     if queries.shape[1:] != (dim,):
-        raise ValueError(f"queries have shape {queries.shape}, the index holds vectors of {dim} numbers; "
-                         "embed the query with the encoder that made the index")
+        raise ValueError(f'queries have shape {queries.shape}, the index holds vectors of {dim} numbers; '
+                         'embed the query with the encoder that made the index')
     queries = normalise(queries)
     lost = np.flatnonzero(np.isnan(queries).any(axis=1))
-    if len(lost): raise ValueError(f"query {lost[0]} is NaN or all zeros: nothing was measured there; choose another")
+    if len(lost): raise ValueError(f'query {lost[0]} is NaN or all zeros: nothing was measured there; choose another')
     return queries
 
 # %% ../../nbs/module3_sunbird/02_index.ipynb #58b47aaa
@@ -32,9 +32,9 @@ def inside(keep,                            # [N] bool, True where a row may be 
     if keep is None: return None
     keep = np.asarray(keep)
     if keep.dtype != bool or keep.shape != (n,):
-        raise ValueError(f"keep is {keep.dtype} of shape {keep.shape}, expected one bool for each of {n} rows; "
+        raise ValueError(f'keep is {keep.dtype} of shape {keep.shape}, expected one bool for each of {n} rows; '
                          "make it with a comparison, such as table.time >= '2014'")
-    return faiss.SearchParameters(sel=faiss.IDSelectorBitmap(np.packbits(keep, bitorder="little")))
+    return faiss.SearchParameters(sel=faiss.IDSelectorBitmap(np.packbits(keep, bitorder='little')))
 
 # %% ../../nbs/module3_sunbird/02_index.ipynb #8a00a1a8
 class Index:
@@ -45,7 +45,7 @@ class Index:
     def __init__(self, flat: faiss.IndexFlatIP): self.flat = flat
 
     @classmethod
-    def build(cls, vectors, block: int = 65_536) -> "Index":
+    def build(cls, vectors, block: int = 65_536) -> 'Index':
         "Index of `vectors` [N, D] (any float type, memory-mapped too), added `block` rows at a time"
         flat = faiss.IndexFlatIP(vectors.shape[1])
         for start in range(0, len(vectors), block): flat.add(normalise(vectors[start:start + block]))
@@ -55,25 +55,25 @@ class Index:
         """Similarity and row numbers [Q, k] of the `k` most similar rows among those where `keep` [N] is True.
 
         Best first; where fewer than `k` rows may answer, similarity is NaN and the row number -1."""
-        if k < 1: raise ValueError(f"k is {k}, expected at least 1")
+        if k < 1: raise ValueError(f'k is {k}, expected at least 1')
         similarity, ids = self.flat.search(as_queries(queries, self.dim), int(k), params=inside(keep, len(self)))
         similarity[ids < 0] = np.nan
         return similarity, ids
 
     def save(self, path):
         "Write the index to one file; a file already there is replaced only when the new one is whole"
-        part = Path(path).with_suffix(".part")
+        part = Path(path).with_suffix('.part')
         faiss.write_index(self.flat, str(part))
         part.replace(path)
 
     @classmethod
-    def open(cls, path) -> "Index":
+    def open(cls, path) -> 'Index':
         "Index from a file written by `save`; FileNotFoundError or ValueError names the file"
-        if not Path(path).exists(): raise FileNotFoundError(f"{path}: no such index; build it with Index.build(vectors).save(path)")
+        if not Path(path).exists(): raise FileNotFoundError(f'{path}: no such index; build it with Index.build(vectors).save(path)')
         try: return cls(faiss.read_index(str(path)))
-        except RuntimeError as e: raise ValueError(f"{path}: not a whole FAISS index; build it again") from e
+        except RuntimeError as e: raise ValueError(f'{path}: not a whole FAISS index; build it again') from e
 
     @property
     def dim(self) -> int: return self.flat.d
     def __len__(self): return self.flat.ntotal
-    def __repr__(self): return f"Index({len(self):,} vectors of {self.dim}, exact)"
+    def __repr__(self): return f'Index({len(self):,} vectors of {self.dim}, exact)'
