@@ -101,7 +101,8 @@ def test_measure_agrees_with_counting_by_hand(small):
     score = demo.measure(engine, labels, early, late).loc['the encoder', 'limb']
     rows = lambda keep: demo.balanced(labels, keep.to_numpy())
     ask, answer = rows(table.time >= late), rows(table.time < early)
-    vectors = np.asarray(engine.embeddings.vectors, np.float32)
+    vectors = np.asarray(engine.embeddings.vectors, np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     ask = ask[labels.to_numpy()[ask] == 'limb']
     best = answer[np.argsort(-vectors[ask] @ vectors[answer].T, axis=1, kind='stable')[:, :10]]
     assert score == pytest.approx((labels.to_numpy()[best] == 'limb').mean(), abs=.01)
@@ -131,3 +132,19 @@ def test_the_three_questions_do_not_overlap(small):
         tiles = engine.tiles.table.loc[[number for _, _, number in asked]]
         assert len(tiles) == 3 and tiles.frame.nunique() == 1 and (tiles.time >= late).all()
         assert not any(demo.touch(tiles.iloc[i], tiles.iloc[j]) for i in range(3) for j in range(i))
+
+
+def test_a_folder_that_is_not_the_demos_own_is_left_alone(tmp_path):
+    (tmp_path / 'run/package').mkdir(parents=True)
+    (tmp_path / 'run/package/mine.txt').write_text('precious')
+    with pytest.raises(ValueError, match='not from a demo'): demo.run_demo(out=tmp_path / 'run', n=14, **TINY)
+    assert (tmp_path / 'run/package/mine.txt').read_text() == 'precious'
+
+
+def test_other_settings_start_afresh(small, tmp_path):
+    demo.clear_for(dict(n=1), tmp_path / 'p')
+    (tmp_path / 'p/old').write_text('')
+    demo.clear_for(dict(n=1), tmp_path / 'p')
+    assert (tmp_path / 'p/old').exists()
+    demo.clear_for(dict(n=2), tmp_path / 'p')
+    assert not (tmp_path / 'p/old').exists()

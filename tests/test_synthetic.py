@@ -209,3 +209,14 @@ def test_the_noise_box_has_no_seam():
 
 def test_drawing_far_from_any_feature_works():
     assert np.isfinite(draw(OneThing(), '2031-05-05', 48).data).all()
+
+
+def test_no_coronal_hole_reaches_into_anything_else():
+    sun, day = SmallSun(0), days('2014-03-01')
+    alive = sun.features(day)
+    holes, rest = [[f for f in alive if (f.kind == 'coronal_hole') == is_hole] for is_hole in (True, False)]
+    assert holes
+    for h in holes:
+        for f in rest:
+            away = np.degrees(np.arccos(direction(h.lon_at(day), h.lat) @ direction(f.lon_at(day), f.lat)))
+            assert h.radius <= away - .5 * f.radius + 1e-6

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['residual_block', 'small_resnet', 'photo_resnet', 'make_backbone', 'mlp', 'as_stack', 'network_input', 'embed_images', 'save_encoder', 'read_weights', 'load_encoder', 'Encoder']
 
-# %% ../../nbs/module2_sunshine/02_simsiam.ipynb #2825afd0
+# %% ../../nbs/module2_sunshine/02_simsiam.ipynb #4726fb90
 import json
 from itertools import pairwise
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, torch, torchvision
 import torch.nn.functional as F
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -122,12 +121,11 @@ def save_encoder(encoder,      # an `Encoder`
                  folder):      # made if need be
     "Write encoder.json and weights.safetensors; ValueError for a backbone that cannot be made again"
     if not hasattr(encoder.backbone, 'config'): raise ValueError('the backbone has no .config; make it with make_backbone, or it cannot be rebuilt')
-    facts = dict(made_by=f'search_sdo {__version__}', backbone=encoder.backbone.config, channels=encoder.channels,
-                 size=encoder.size, unit=encoder.unit, meta=encoder.meta)
+    kept = {name: getattr(encoder, name) for name in ('channels', 'size', 'unit', 'meta')}
+    facts = dict(made_by=f'search_sdo {__version__}', backbone=encoder.backbone.config, **kept)
     text, folder = json.dumps(facts, indent=1), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous() for name, value in encoder.backbone.state_dict().items()}
-    save_file(weights, folder / 'weights.safetensors')
+    save_file({name: value.cpu().contiguous() for name, value in encoder.backbone.state_dict().items()}, folder / 'weights.safetensors')
     (folder / 'encoder.json').write_text(text + '\n', encoding='utf-8')
 
 # %% ../../nbs/module2_sunshine/02_simsiam.ipynb #6cb6aaee

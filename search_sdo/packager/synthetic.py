@@ -163,7 +163,7 @@ def coverage(f, lon, lat, day, patches):    # `patches` from `grain`, same shape
     if f.kind == 'filament':
         rng = np.random.default_rng(f.seed)
         path = rng.uniform(-.3, .3) * u * u + rng.uniform(.03, .1) * np.sin(5 * u + rng.uniform(0, 6)) + .03 * patches
-        return np.exp(-((v - path) * f.radius / 1.1) ** 2) * np.clip(4 * (1 - np.abs(u)), 0, 1)
+        return np.exp(-((v - path) * f.radius / 1.4) ** 2) * np.clip(4 * (1 - np.abs(u)), 0, 1)
     ragged = .3 if f.kind == 'coronal_hole' else .1
     return 1 / (1 + np.exp(np.clip(12 * (np.hypot(u, 1.4 * v) - .8 - ragged * patches), -50, 50)))
 
@@ -175,7 +175,7 @@ def paint(light, f, lon, lat, day, patches, specks, arrows):    # [n] each, arro
     part = coverage(f, lon[near], lat[near], day, patches[near]) * f.power(day)
     old, fine = light[near], specks[near]
     if f.kind == 'coronal_hole': light[near] = old * (1 - part) + part * 26 * np.exp(.22 * fine)
-    if f.kind == 'filament': light[near] = old * (1 - .85 * part)
+    if f.kind == 'filament': light[near] = old * (1 - .9 * part)
     if f.kind == 'plage': light[near] = old * (1 + 2.2 * part * np.exp(.5 * fine))
     if f.kind == 'active_region':
         u, v = own_map(f, lon[near], lat[near], day)
@@ -258,7 +258,7 @@ def share_of(kind, features, lon, lat, day, patches):    # [n, points] each; ret
     "Share of each square's places that belong to a kind of feature one can see"
     inside = np.zeros(lon.shape, bool)
     for f in features:
-        if f.kind == kind and f.power(day) > .1: inside |= coverage(f, lon, lat, day, patches) > .5
+        if f.kind == kind and f.power(day) > (.1 if kind == 'active_region' else .35): inside |= coverage(f, lon, lat, day, patches) > .5
     return inside.mean(1)
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #04073b58
