@@ -128,7 +128,7 @@ def test_the_three_questions_do_not_overlap(small):
     from search_sdo.search.engine import SearchEngine
     engine = SearchEngine.open(small.parent / 'engine')
     early, late = demo.split_dates(engine.package.catalogue.time)
-    for asked in (demo.ask_by_truth(engine.tiles.table, SmallSun(0).label(engine.tiles), late), demo.ask_by_look(engine, early, late)):
+    for asked in (demo.ask_by_truth(SmallSun(0), engine.tiles.table, SmallSun(0).label(engine.tiles), late), demo.ask_by_look(engine, early, late)):
         tiles = engine.tiles.table.loc[[number for _, _, number in asked]]
         assert len(tiles) == 3 and tiles.frame.nunique() == 1 and (tiles.time >= late).all()
         assert not any(demo.touch(tiles.iloc[i], tiles.iloc[j]) for i in range(3) for j in range(i))
