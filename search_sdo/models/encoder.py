@@ -73,7 +73,7 @@ def mlp(*widths,             # numbers in, between, and out
     layers = []
     for a, b in pairwise(widths): layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
     if norm_last: return nn.Sequential(*layers[:-1])
-    return nn.Sequential(*layers[:-3], nn.Linear(a, b))
+    return nn.Sequential(*layers[:-3], nn.Linear(*widths[-2:]))
 
 # %% ../../nbs/module2_sunshine/02_simsiam.ipynb #86c5a198
 def as_stack(images,          # [N, H, H], or [N, C, H, H]
