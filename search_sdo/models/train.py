@@ -59,7 +59,11 @@ class Run(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: warmup_cosine(step, self.steps))
         return dict(optimizer=opt, lr_scheduler=dict(scheduler=schedule, interval='step'))
 
-    def on_train_epoch_end(self): self.log_dict(diagnose(self.method, self.fixed))
+    def on_train_start(self): self.look()
+    def on_train_batch_end(self, *_):
+        if self.global_step % max(1, self.steps // 12) == 0: self.look()
+
+    def look(self): self.logger.log_metrics(diagnose(self.method, self.fixed), step=self.global_step)
 
 # %% ../../nbs/module2_sunshine/05_train.ipynb #e1a3d4dc
 @torch.no_grad()
