@@ -314,6 +314,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'search_sdo/packager/frame.py'),
                                            'search_sdo.packager.frame.map_to_frame': ( 'module1_sunflowers/meet_the_sun.html#map_to_frame',
                                                                                        'search_sdo/packager/frame.py'),
+                                           'search_sdo.packager.frame.measured': ( 'module1_sunflowers/meet_the_sun.html#measured',
+                                                                                   'search_sdo/packager/frame.py'),
                                            'search_sdo.packager.frame.per_second': ( 'module1_sunflowers/meet_the_sun.html#per_second',
                                                                                      'search_sdo/packager/frame.py'),
                                            'search_sdo.packager.frame.radial_bend': ( 'module1_sunflowers/meet_the_sun.html#radial_bend',

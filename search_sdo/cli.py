@@ -118,6 +118,3 @@ def demo(frames: Annotated[Path | None, typer.Option(metavar='SRC', help='Folder
     logging.getLogger('search_sdo.demo').setLevel(logging.INFO)
     from search_sdo.demo import run_demo
     typer.echo(f'Report: {run_demo(frames, out)}')
-
-# %% ../nbs/cli.ipynb #08857889
-if __name__ == '__main__': main()

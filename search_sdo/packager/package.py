@@ -8,18 +8,19 @@ __all__ = ['log', 'RADIUS', 'KEEPBITS', 'CHUNK', 'harmonised_disk', 'source_pixe
            'quality_of', 'prepare', 'prepare_all', 'catalogue_from', 'cut', 'Package', 'build_package', 'open_package',
            'data_card']
 
-# %% ../../nbs/module1_sunflowers/05_package.ipynb #306670af
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #616c6880
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 import errno
 import json
 import logging
 import os
 import numpy as np
-from .frame import READERS, Disk, Frame, per_second, read_frame
+from .frame import READERS, Disk, Frame, measured, per_second, read_frame
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,8 @@ def bin_pixels(image,      # [H, W]
               ) -> np.ndarray:
     "Means of k x k squares, float32 [H // k, W // k]; rows and columns that fill no square are dropped"
     h, w = (n // k * k for n in image.shape)
-    rows = sum(np.asarray(image[i:h:k, :w], np.float32) for i in range(k))
-    return sum(rows[:, i::k] for i in range(k)) / np.float32(k * k)
+    rows = reduce(np.add, (np.asarray(image[i:h:k, :w], np.float32) for i in range(k)))
+    return reduce(np.add, (rows[:, i::k] for i in range(k))) / np.float32(k * k)
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #00d0687e
 def resample(data,         # [H, W], NaN where nothing was measured
@@ -69,7 +70,8 @@ def resample(data,         # [H, W], NaN where nothing was measured
         torch.add(start + step_right * line, (step_down * line)[:, None], out=grid[..., axis])
     out = grid_sample(torch.from_numpy(image)[None, None], grid[None], padding_mode='border', align_corners=False)[0, 0]
     last = 1 + 1e-5 - 1 / torch.tensor(image.shape[::-1])   # the middle of the outermost pixels; nothing was measured beyond
-    return out.masked_fill_((grid.abs() > last).any(-1), float('nan')).numpy()
+    if (grid[::size - 1, ::size - 1].abs() > last).any(): out.masked_fill_((grid.abs() > last).any(-1), float('nan'))
+    return out.numpy()
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #470f96ea
 def harmonise(frame,         # a `Frame`
@@ -88,7 +90,8 @@ def bit_round(values,                   # float32, any shape
     "`values` rounded to `keepbits` bits of mantissa: off by at most 2**-(keepbits+1) of themselves; NaN stays NaN"
     drop, bits = 23 - keepbits, np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(1 << (drop - 1))) & np.uint32(0xffffffff << drop & 0xffffffff)
-    return np.where(np.isfinite(values), rounded.view(np.float32), values)
+    finite = np.isfinite(values)
+    return rounded.view(np.float32) if finite.all() else np.where(finite, rounded.view(np.float32), values)
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #117d14c5
 CHUNK = 64  # px, side of the squares that can be read alone
@@ -162,7 +165,7 @@ def quality_of(frame):       # a `Frame`, before harmonising
 def prepare(source, size):
     "Harmonised pixels [size, size] and catalogue row of one source; raises what `read_frame` raises"
     frame = source if isinstance(source, Frame) else read_frame(source)
-    if not np.isfinite(frame.data).any(): raise ValueError(f'{source_name(source)}: not one pixel was measured, all are NaN. Leave it out')
+    if not measured(frame.data): raise ValueError(f'{source_name(source)}: not one pixel was measured, all are NaN. Leave it out')
     d, even = frame.disk, harmonise(frame, size)
     row = dict(source=source_name(source), time=frame.time.isoformat(), channel=frame.channel, unit=even.unit, quality=quality_of(frame),
                b0=frame.meta.get('b0'), exptime=frame.meta.get('exptime'), source_size=frame.shape[1], source_x=d.x, source_y=d.y, source_radius=d.radius, source_roll=d.roll)
