@@ -107,3 +107,8 @@ def test_wrong_input_from_a_terminal():
 def test_debug_shows_the_traceback():
     done = run("package", "nowhere", "out", "--debug")
     assert done.returncode != 0 and "Traceback" in done.stderr and "FileNotFoundError" in done.stderr
+
+
+def test_training_too_short_says_so(work):
+    done = run("train", work / "package", "--out", work / "short", "--epochs", 1, "--tile", 64)
+    assert done.returncode == 0 and "train longer: more epochs or more frames" in done.stderr
