@@ -382,6 +382,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'search_sdo/packager/package.py'),
                                              'search_sdo.packager.package.open_package': ( 'module1_sunflowers/package.html#open_package',
                                                                                            'search_sdo/packager/package.py'),
+                                             'search_sdo.packager.package.packed': ( 'module1_sunflowers/package.html#packed',
+                                                                                     'search_sdo/packager/package.py'),
                                              'search_sdo.packager.package.prepare': ( 'module1_sunflowers/package.html#prepare',
                                                                                       'search_sdo/packager/package.py'),
                                              'search_sdo.packager.package.prepare_all': ( 'module1_sunflowers/package.html#prepare_all',

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from search_sdo import demo
-from search_sdo.packager.frame import Disk
 from search_sdo.packager.synthetic import SmallSun
 
 TINY = dict(size=128, tile=16, epochs=1)

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['collapse_level', 'effective_rank', 'alignment', 'uniformity']
 
-# %% ../../nbs/module2_sunshine/02_simsiam.ipynb #cf4568e7
+# %% ../../nbs/module2_sunshine/02_simsiam.ipynb #3e15137d
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 # %% ../../nbs/module2_sunshine/02_simsiam.ipynb #61af9022
 def collapse_level(z,        # [N, D] tensor or array, features of N pictures

@@ -6,7 +6,7 @@
 __all__ = ['log', 'METHODS', 'warmup_cosine', 'Run', 'diagnose', 'fixed_images', 'training_tiles', 'place_loader',
            'choose_precision', 'train', 'quiet_lightning', 'fit', 'plot_training']
 
-# %% ../../nbs/module2_sunshine/05_train.ipynb #11809a64
+# %% ../../nbs/module2_sunshine/05_train.ipynb #7dedf1e0
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,6 @@ from .encoder import Encoder, make_backbone
 from .simclr import SimCLR
 from .simsiam import SimSiam
 from .views import Recipe, load_frames, tile_places, two_views
-from ..packager.package import Package
 from ..packager.tiles import Tiles
 
 log = logging.getLogger(__name__)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'RADIUS', 'KEEPBITS', 'CHUNK', 'harmonised_disk', 'source_pixels', 'bin_pixels', 'resample', 'harmonise',
-           'bit_round', 'create_array', 'open_array', 'read_journal', 'append_journal', 'list_sources', 'source_name',
-           'quality_of', 'prepare', 'prepare_all', 'catalogue_from', 'cut', 'Package', 'build_package', 'open_package',
-           'data_card']
+           'bit_round', 'create_array', 'open_array', 'read_journal', 'packed', 'append_journal', 'list_sources',
+           'source_name', 'quality_of', 'prepare', 'prepare_all', 'catalogue_from', 'cut', 'Package', 'build_package',
+           'open_package', 'data_card']
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #616c6880
 from collections import deque
@@ -129,6 +129,11 @@ def read_journal(path):      # a package's journal.jsonl
             entries.append(entry); length += len(line)
     return entries, length
 
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #e83c28e6
+def packed(entries):         # of a journal
+    "The entries of frames that are in the array"
+    return [e for e in entries if 'row' in e]
+
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #746779bc
 def append_journal(file,       # open for appending, binary
                    entry):     # dict
@@ -190,8 +195,7 @@ def prepare_all(sources, size, workers):
 def _write(array, journal, entries, sources, size, workers):
     "Write what `sources` give into `array` and `journal`; goes on after the frames in `entries`"
     from tqdm.auto import tqdm
-    row = sum('row' in e for e in entries)
-    seen = {(e['channel'], e['time']): e['source'] for e in entries if 'row' in e}
+    row, seen = len(packed(entries)), {(e['channel'], e['time']): e['source'] for e in packed(entries)}
     for source, found in tqdm(prepare_all(sources, size, workers), total=len(sources), desc='packaging', unit='frame', delay=2):
         name = source_name(source)
         if not isinstance(found, Exception):
@@ -211,7 +215,7 @@ def _write(array, journal, entries, sources, size, workers):
 def catalogue_from(entries):   # of a journal
     "(catalogue, skipped) as DataFrames: one row per frame, and one per source that was left out, with the reason"
     import pandas as pd
-    table = pd.DataFrame([e for e in entries if 'row' in e]).rename(columns={'row': 'frame'})
+    table = pd.DataFrame(packed(entries)).rename(columns={'row': 'frame'})
     last = {e['source']: e.get('reason') for e in entries}      # a source that failed may have been repaired since
     skipped = {source: reason for source, reason in last.items() if reason}
     if len(table):
@@ -275,22 +279,22 @@ def build_package(frames, path, size=1024, workers=None):
     entries, length = read_journal(path / 'journal.jsonl')
     array = open_array(path / 'frames.zarr') if (path / 'frames.zarr/frames/zarr.json').exists() else create_array(path / 'frames.zarr', size)
     if array.shape[1] != size: raise ValueError(f'{path}: holds frames of {array.shape[1]} px, size={size} was asked for. Use size={array.shape[1]} or another folder')
-    done = {e['source'] for e in entries if 'row' in e}
+    done = {e['source'] for e in packed(entries)}
     todo = [s for s in sources if source_name(s) not in done]
     try:
-        array.resize((sum('row' in e for e in entries) + len(todo), size, size))
+        array.resize((len(packed(entries)) + len(todo), size, size))
         with open(path / 'journal.jsonl', 'ab') as journal:
             journal.truncate(length)
             _write(array, journal, entries, todo, size, workers or os.cpu_count())
         entries, _ = read_journal(path / 'journal.jsonl')
-        array.resize((sum('row' in e for e in entries), size, size))
+        array.resize((len(packed(entries)), size, size))
         return _finish(path, entries)
     except Exception as e: raise _disk_full(path, e) or e
 
 def _disk_full(path, error):
     "An error that names the remedy, if `error` means that the disk is full; else None"
     if getattr(error, 'errno', None) != errno.ENOSPC and 'no space left' not in str(error).lower(): return None
-    kept = sum('row' in e for e in read_journal(path / 'journal.jsonl')[0])
+    kept = len(packed(read_journal(path / 'journal.jsonl')[0]))
     return OSError(errno.ENOSPC, f'no space left on the disk; the {kept} frames so far are safe. Make room and run the same command again, it goes on from there', str(path))
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #6ec308c6

@@ -7,7 +7,7 @@ __all__ = ['FILES', 'check_picture', 'Query', 'ask_tile', 'check_box', 'ask_box'
            'may_answer', 'as_span', 'not_its_own', 'apart_in_time', 'nearest_apart', 'indexable', 'tile_size',
            'write_engine', 'find_package', 'check_package', 'read_engine', 'SearchEngine']
 
-# %% ../../nbs/module3_sunbird/03_search.ipynb #fa2ed0a9
+# %% ../../nbs/module3_sunbird/03_search.ipynb #fbab1cb8
 from dataclasses import dataclass
 from pathlib import Path
 import json
@@ -15,7 +15,7 @@ import os
 import numpy as np, pandas as pd
 from ..models.encoder import Encoder
 from ..packager.channels import Channel, get_channel
-from ..packager.frame import READERS, Frame, channel_from_name, read_frame, read_image, time_from_name
+from ..packager.frame import FITS, Frame, channel_from_name, read_frame, read_image, time_from_name
 from ..packager.package import Package, cut, harmonise, source_pixels
 from ..packager.tiles import Tiles
 from .embed import Embeddings, seen_as
@@ -95,7 +95,7 @@ def ask_file(path,               # picture or FITS file
     "A file as a question: a full disk with a box, or a picture of a tile"
     name = Path(path).name
     if box is not None: return ask_box(read_frame(path), box, size, name)
-    if Path(path).suffix.lower() in ('.fits', '.fit', '.fts'):
+    if Path(path).suffix.lower() in FITS:
         raise ValueError(f'{path}: FITS files hold full disks; say where to look with box=(x0, y0, x1, y1)')
     image = check_picture(read_image(path, encoder.channels[0]), encoder.size, name)
     return Query(image, name, 'display', *known_from_name(path, encoder.channels[0]))
