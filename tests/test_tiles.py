@@ -3,7 +3,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from search_sdo.packager.package import Package, harmonised_disk
+from search_sdo.packager.calibrate import harmonised_disk
+from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
 from search_sdo.packager.tiles import ROTATION, Tiles, grid_corners, pixel_to_sphere, sphere_to_pixel, split_by_time
 

@@ -95,9 +95,11 @@ def _narrow(image, disk, widths):
         disk, agree = fit_circle(x[ray, step], y[ray, step])
     return disk, agree
 
-def fit_limb(image,        # float32 [H, W], no NaN
+def fit_limb(image,           # float32 [H, W], no NaN
+             near=None,       # a `Disk` that is right within a tenth of the radius, if one is known
             ):
     "The limb's circle as a `Disk`, and the share of rays (0..1) that agree with it within 1 % of the radius"
+    if near is not None: return _narrow(image, near, (0.1, 0.05, 0.03))
     guess = _first_guess(image)
     x, y, bend = radial_bend(image, guess, 0.2)
     common = np.clip(bend, np.percentile(bend, 2), None).mean(0)[4:-4].argmin() + 4
@@ -236,10 +238,18 @@ def _read_fits(path):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         warnings.filterwarnings('error', message='.*truncated.*', category=AstropyUserWarning)
-        with fits.open(path, memmap=False) as units:
-            images = [(u.data, _readable(u.header)) for u in units if u.is_image and u.header.get('NAXIS', 0) >= 2]
-        if not images: raise ValueError('no image in any of its units')
-        return Frame.from_map(sunpy.map.Map(*images[0]))
+        with fits.open(path, memmap=False, do_not_scale_image_data=True) as units:
+            images = [u for u in units if u.is_image and u.header.get('NAXIS', 0) >= 2]
+            if not images: raise ValueError('no image in any of its units')
+            return Frame.from_map(sunpy.map.Map(_values(images[0])[::-1], _readable(images[0].header)))
+
+def _values(unit):
+    "float32 pixels of an unscaled FITS unit, row 0 at the top, NaN where the header's BLANK stands (astropy does it too, slower)"
+    stored, scale, zero = unit.data[::-1], unit.header.get('BSCALE', 1), unit.header.get('BZERO', 0)
+    values = (stored if (scale, zero) == (1, 0) else stored * float(scale) + float(zero)).astype(np.float32)
+    blank = stored == unit.header['BLANK'] if stored.dtype.kind in 'iu' and 'BLANK' in unit.header else np.False_
+    if blank.any(): values[blank] = np.nan
+    return values
 
 def _readable(header):
     "The cards of a FITS header that can be parsed; real SDO headers hold some, like `nan`, that cannot"
