@@ -36,11 +36,12 @@ def median_seconds(repeats, **functions):
 
 
 def report(args, title, rows):
-    "Print rows (dicts with the same keys) as a table, and write them where --json says"
+    "Print rows (dicts with the same keys) as a table, and write it, after those before it, where --json says"
     print(f"\n{title}\n{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n")
     cells = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(rows[0], *cells)]
     for line in [list(rows[0]), *cells]:
         print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip())
+    args.tables = [*getattr(args, "tables", []), dict(title=title, cpus=os.cpu_count(), rows=rows)]
     if args.json:
-        args.json.write_text(json.dumps(dict(title=title, cpus=os.cpu_count(), rows=rows), indent=1) + "\n")
+        args.json.write_text(json.dumps(args.tables, indent=1) + "\n")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from real_data import DATA, needs_data
 from search_sdo.packager.channels import stretch
 from search_sdo.packager.frame import Disk, Frame, read_frame
 from search_sdo.packager.calibrate import bin_pixels, harmonise, harmonised_disk, source_pixels
-from search_sdo.packager.package import Package, bit_round, read_journal
+from search_sdo.packager.package import Package, bit_round, match_channels, read_journal, shard_file, verify
 from search_sdo.packager.synthetic import SmallSun
 
 SUN = SmallSun(seed=5)
@@ -299,6 +300,121 @@ def test_disk_full_keeps_what_was_written_and_goes_on(small_disk, tmp_path):
     kept = [e for e in read_journal(tmp_path / "p/journal.jsonl")[0] if "row" in e]
     assert 0 < len(kept) < 24
     same(Package.build(many, tmp_path / "p", size=256), Package.build(many, tmp_path / "whole", size=256))
+
+
+# Verify and repair
+
+def test_a_sound_package_verifies(tmp_path):
+    assert len(verify(Package.build(frames(), tmp_path / "p", size=128))) == 0
+
+
+def flip_a_bit(package):
+    file = shard_file(package.path / "frames.zarr", 3)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
+def swap_two_frames(package):
+    a, b = shard_file(package.path / "frames.zarr", 3), shard_file(package.path / "frames.zarr", 4)
+    bytes_a, bytes_b = a.read_bytes(), b.read_bytes()
+    a.write_bytes(bytes_b), b.write_bytes(bytes_a)
+
+
+@pytest.mark.parametrize("harm,frames_hit", [(flip_a_bit, [3]), (swap_two_frames, [3, 4]), (lambda p: shard_file(p.path / "frames.zarr", 3).unlink(), [3]),
+                                             (lambda p: shard_file(p.path / "frames.zarr", 3).write_bytes(b""), [3])])
+def test_broken_frames_are_found_and_repaired_in_place(harm, frames_hit, tmp_path):
+    good = Package.build(frames(), tmp_path / "whole", size=128)
+    package = Package.build(frames(), tmp_path / "p", size=128)
+    harm(package)
+    found = verify(package, repair=True)
+    assert list(found.frame) == frames_hit and all("frames.zarr" in problem for problem in found.problem)
+    assert list(verify(package).frame) == frames_hit and "missing" in verify(package).problem[0]
+    again = Package.build(frames(), tmp_path / "p", size=128)
+    assert len(verify(again)) == 0
+    same(good, again)
+
+
+def test_frames_lost_from_the_catalogue_are_counted(tmp_path):
+    package = Package.build(frames(), tmp_path / "p", size=128)
+    package.catalogue.iloc[:6].to_parquet(tmp_path / "p/frames.parquet")
+    assert "8 frames in journal.jsonl, 6 in the catalogue" in verify(Package.open(tmp_path / "p")).problem[0]
+
+
+def test_a_sun_in_the_wrong_place_is_found(tmp_path):
+    three = frames(256, DAYS[:3])
+    three[2].disk = Disk(three[2].disk.x + 8, three[2].disk.y, three[2].disk.radius)
+    found = verify(Package.build(three, tmp_path / "p", size=256))
+    assert list(found.frame) == [2] and "the limb is" in found.problem[0]
+
+
+def test_a_package_of_another_version_is_not_continued(tmp_path):
+    Package.build(frames()[:1], tmp_path / "p", size=128)
+    about = tmp_path / "p/frames.zarr/zarr.json"
+    text = json.loads(about.read_text())
+    text["attributes"]["format"] = 1
+    about.write_text(json.dumps(text))
+    with pytest.raises(ValueError, match="another version.*format 1.*another folder"):
+        Package.build(frames(), tmp_path / "p", size=128)
+
+
+# Channels, coordinates, Dask
+
+def test_channels_are_matched_in_time():
+    time = lambda *t: pd.to_datetime([f"2014-01-01 {m}" for m in t])
+    table = pd.DataFrame(dict(frame=range(7), channel=["a", "a", "a", "b", "b", "b", "c"], time=time("00:00", "06:00", "12:00", "00:05", "06:07", "11:58", "00:01")))
+    assert match_channels(table, ["a", "b"])[["a", "b"]].values.tolist() == [[0, 3], [2, 5]]
+    assert match_channels(table, ["a", "b"], "10min")[["a", "b"]].values.tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert match_channels(table, ["c", "a", "b"])[["c", "a", "b"]].values.tolist() == [[6, 0, 3]]
+    with pytest.raises(ValueError, match="'d'.*holds a, b, c"):
+        match_channels(table, ["a", "d"])
+
+
+def test_stacks_hold_the_channels_of_one_moment(tmp_path):
+    from dataclasses import replace
+    from datetime import timedelta
+    pairs = [g for f in frames()[:4] for g in (f, replace(f, channel="193", time=f.time + timedelta(seconds=7), data=f.data * 2))]
+    package = Package.build(pairs, tmp_path / "p", size=128)
+    stacks = package.stacks(["171", "193"])
+    assert len(stacks) == 4
+    both = package.read_stack(stacks.loc[2, ["171", "193"]], 40, 40, 32)
+    assert both.shape == (2, 32, 32)
+    np.testing.assert_allclose(both[1], 2 * both[0], rtol=1e-3)
+
+
+def test_xarray_sees_times_channels_and_places(tmp_path):
+    xarray = pytest.importorskip("xarray")
+    package = Package.build(frames(), tmp_path / "p", size=128)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = xarray.open_zarr(tmp_path / "p/frames.zarr")
+    assert list(data.time.values.astype("M8[us]")) == list(package.catalogue.time.to_numpy("M8[us]")) and set(data.channel.values) == {"171"}
+    assert data.frames.attrs["units"] == "DN/s" and data.x.attrs["units"] == "solar radii"
+    east_limb = data.frames[3].sel(x=-1.0, y=0.0, method="nearest")
+    assert float(east_limb) == package.read(3)[63, round(package.disk.x - package.disk.radius)]
+    assert package.to_xarray().frames.shape == (8, 128, 128)
+    more = Package.build([*frames(), SUN.frame("2014-02-01", size=128)], tmp_path / "p", size=128)
+    assert len(more.to_xarray().time) == 9
+
+
+def test_maps_know_where_they_look(tmp_path):
+    maps = Package.build(frames()[:3], tmp_path / "p", size=128).to_maps([0, 2])
+    assert [m.date.datetime.day for m in maps] == [1, 3]
+    assert (maps[0].rsun_obs / maps[0].scale[0]).value == pytest.approx(0.4 * 128)
+
+
+def test_dask_workers_write_the_same_bytes(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    bad = SUN.frame("2014-01-09", size=128)
+    bad.data[:] = np.nan
+    sources = [*frames()[:3], bad, *frames()[3:]]
+    alone = Package.build(sources, tmp_path / "alone/p", size=128, workers=1)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
+        together = Package.build(sources, tmp_path / "together/p", size=128, client=client)
+    files = sorted(f.relative_to(alone.path) for f in alone.path.rglob("*") if f.is_file())
+    assert files == sorted(f.relative_to(together.path) for f in together.path.rglob("*") if f.is_file())
+    assert [f for f in files if (alone.path / f).read_bytes() != (together.path / f).read_bytes()] == []
+    assert len(together.skipped) == 1 and len(together) == 8
 
 
 # Real data

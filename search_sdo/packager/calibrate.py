@@ -92,6 +92,7 @@ class Calibration:
     response: str | None = None    # path of a response table of SolarSoft; None: the one that ships
     pointing: str | None = None    # path of `master_aia_pointing3h.csv`; None: the header's pointing
     psf_rounds: int = 0            # rounds of deconvolution with the telescope's point spread function, 0: none
+    psf_folder: str | None = None  # where point spread functions are kept, since making one takes minutes
 
 @lru_cache
 def _table(read, path): return read(path)
@@ -139,7 +140,7 @@ def harmonise(frame,                        # a `Frame`
     data, (factor, told) = frame.data, sensitivity(frame, calibration)
     if calibration.psf_rounds:
         from search_sdo.packager.optics import deconvolve, psf
-        data, words = deconvolve(data, psf(frame.channel), calibration.psf_rounds), words + [f'PSF {calibration.psf_rounds} rounds']
+        data, words = deconvolve(data, psf(frame.channel, calibration.psf_folder), calibration.psf_rounds), words + [f'PSF {calibration.psf_rounds} rounds']
     even = per_second(replace(frame, data=resample(data, disk, size), disk=harmonised_disk(size)))
     if np.isfinite(factor): even.data /= np.float32(factor)
     if get_channel(frame.channel).instrument == 'HMI' and frame.unit != 'display': even.data[distance(size) > 1] = np.nan

@@ -201,6 +201,7 @@ def cut(read,         # called with a slice of rows and one of columns
         size,         # px, side of the window
        ) -> np.ndarray:
     "float32 [size, size] window of a picture, NaN where it reaches beyond"
+    if 0 <= row <= shape[0] - size and 0 <= col <= shape[1] - size: return read(slice(row, row + size), slice(col, col + size))
     rows, cols = (slice(max(first, 0), max(0, min(first + size, n))) for first, n in zip((row, col), shape))
     window = np.full((size, size), np.nan, np.float32)
     if rows.start < rows.stop and cols.start < cols.stop:
@@ -372,4 +373,4 @@ def _broken(package, i, digest):
     if not whole: return None
     disk, agree = fit_limb(np.nan_to_num(stretch(package.read(i), c.channel, c.unit, 0.005)), package.disk)
     away = max(np.hypot(disk.x - package.disk.x, disk.y - package.disk.y) / package.disk.radius, abs(disk.radius / package.disk.radius / get_channel(c.channel).limb - 1))
-    if agree > 0.9 and away > 0.02: return f'the limb is {away:.1%} of a radius away from where it should be'
+    if agree > 0.8 and away > 0.02: return f'the limb is {away:.1%} of a radius away from where it should be'

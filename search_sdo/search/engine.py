@@ -7,7 +7,7 @@ __all__ = ['FILES', 'check_picture', 'Query', 'ask_tile', 'check_box', 'ask_box'
            'may_answer', 'as_span', 'not_its_own', 'apart_in_time', 'nearest_apart', 'indexable', 'tile_size',
            'write_engine', 'find_package', 'check_package', 'read_engine', 'SearchEngine']
 
-# %% ../../nbs/module3_sunbird/03_search.ipynb #fbab1cb8
+# %% ../../nbs/module3_sunbird/03_search.ipynb #81418bb5
 from dataclasses import dataclass
 from pathlib import Path
 import json
@@ -16,7 +16,8 @@ import numpy as np, pandas as pd
 from ..models.encoder import Encoder
 from ..packager.channels import Channel, get_channel
 from ..packager.frame import FITS, Frame, channel_from_name, read_frame, read_image, time_from_name
-from ..packager.package import Package, cut, harmonise, source_pixels
+from ..packager.calibrate import harmonise, source_pixels
+from ..packager.package import Package, cut
 from ..packager.tiles import Tiles
 from .embed import Embeddings, seen_as
 from .hits import Hits
