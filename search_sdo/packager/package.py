@@ -118,7 +118,7 @@ def list_sources(frames):    # a folder, a path, a `Frame`, or an iterable of pa
 
 def source_name(source):     # a `Frame` or a path
     "The name under which a source stands in the journal"
-    return f'{source.channel} {source.time.isoformat()}' if isinstance(source, Frame) else str(source)
+    return f'{source.meta.get("source", "")} {source.channel} {source.time.isoformat()}'.strip() if isinstance(source, Frame) else str(source)
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #f6626ac3
 def prepare(source, size, calibration=Calibration()):
