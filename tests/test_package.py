@@ -20,7 +20,7 @@ from real_data import DATA, needs_data
 from search_sdo.packager.channels import stretch
 from search_sdo.packager.frame import Disk, Frame, read_frame
 from search_sdo.packager.calibrate import bin_pixels, harmonise, harmonised_disk, source_pixels
-from search_sdo.packager.package import Package, bit_round, match_channels, read_journal, shard_file, verify
+from search_sdo.packager.package import Package, bit_round, read_journal, shard_file, verify
 from search_sdo.packager.synthetic import SmallSun
 
 SUN = SmallSun(seed=5)
@@ -360,23 +360,16 @@ def test_a_package_of_another_version_is_not_continued(tmp_path):
 
 # Channels, coordinates, Dask
 
-def test_channels_are_matched_in_time():
-    time = lambda *t: pd.to_datetime([f"2014-01-01 {m}" for m in t])
-    table = pd.DataFrame(dict(frame=range(7), channel=["a", "a", "a", "b", "b", "b", "c"], time=time("00:00", "06:00", "12:00", "00:05", "06:07", "11:58", "00:01")))
-    assert match_channels(table, ["a", "b"])[["a", "b"]].values.tolist() == [[0, 3], [2, 5]]
-    assert match_channels(table, ["a", "b"], "10min")[["a", "b"]].values.tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert match_channels(table, ["c", "a", "b"])[["c", "a", "b"]].values.tolist() == [[6, 0, 3]]
-    with pytest.raises(ValueError, match="'d'.*holds a, b, c"):
-        match_channels(table, ["a", "d"])
-
-
 def test_stacks_hold_the_channels_of_one_moment(tmp_path):
     from dataclasses import replace
     from datetime import timedelta
     pairs = [g for f in frames()[:4] for g in (f, replace(f, channel="193", time=f.time + timedelta(seconds=7), data=f.data * 2))]
-    package = Package.build(pairs, tmp_path / "p", size=128)
-    stacks = package.stacks(["171", "193"])
-    assert len(stacks) == 4
+    package = Package.build(pairs[:-1], tmp_path / "p", size=128)      # the last moment lacks a channel
+    stacks = package.stacks(["193", "171"])
+    assert len(stacks) == 3 and list(stacks.columns) == ["time", "193", "171"]
+    assert len(package.stacks(["171", "193"], "5s")) == 0
+    with pytest.raises(ValueError, match="'304': not in .*holds 171, 193"):
+        package.stacks(["171", "304"])
     both = package.read_stack(stacks.loc[2, ["171", "193"]], 40, 40, 32)
     assert both.shape == (2, 32, 32)
     np.testing.assert_allclose(both[1], 2 * both[0], rtol=1e-3)

@@ -3,10 +3,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from search_sdo.packager.calibrate import harmonised_disk
+from search_sdo.packager.calibrate import bin_pixels, harmonised_disk
+from search_sdo.packager.frame import Disk, Frame
 from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
-from search_sdo.packager.tiles import ROTATION, Tiles, grid_corners, pixel_to_sphere, sphere_to_pixel, split_by_time
+from search_sdo.packager.tiles import COLUMNS, ROTATION, Tiles, balance, grid_corners, pixel_to_sphere, rebuild, show_balance, sphere_to_pixel, split_by_time, tile_images
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,11 @@ def test_tiles_of_two_sizes_have_no_common_picture(package):
         mixed.images()
 
 
+def test_no_tiles_have_no_pictures(package):
+    with pytest.raises(ValueError, match="table: no tiles"):
+        Tiles.grid(package, 32)[:0].images()
+
+
 def test_split_leaves_a_rotation_between():
     times = pd.date_range("2014-01-01", periods=200, freq="1D")
     split = split_by_time(times)
@@ -113,3 +119,139 @@ def test_split_leaves_a_rotation_between():
 def test_split_that_leaves_nothing(kw, match):
     with pytest.raises(ValueError, match=match):
         split_by_time(pd.date_range("2014-01-01", periods=50, freq="1D"), **kw)
+
+
+@pytest.mark.parametrize("n", [3, 20])
+def test_tiles_of_several_scales_are_binned_windows(package, n):
+    tiles = Tiles.grid(package, size=16, scales=(1, 2, 4))
+    assert list(tiles.table.columns) == COLUMNS and set(tiles.table.scale) == {1.0, 2.0, 4.0}
+    picks = np.concatenate([np.flatnonzero(tiles.table.scale == s)[5:5 + n] for s in (1, 2, 4)])
+    for image, row in zip(tiles.images(picks), tiles.table.iloc[picks].itertuples()):
+        side = 16 * int(row.scale)
+        np.testing.assert_array_equal(image, bin_pixels(package.array[row.frame, row.row:row.row + side, row.col:row.col + side], int(row.scale)))
+
+
+def test_one_scale_is_the_table_it_always_was(package):
+    new, old = Tiles.grid(package, 32, 16).table, Tiles.grid(package, 32, 16, scales=(1, 2)).table
+    pd.testing.assert_frame_equal(new, old[old.scale == 1].reset_index(drop=True))
+
+
+def test_middles_of_all_scales_know_their_place(package):
+    t = Tiles.grid(package, 16, 8, scales=(1, 2, 3), off_disk="drop").table
+    x, y, mu = sphere_to_pixel(t.lon, t.lat, package.disk, 0)
+    np.testing.assert_allclose((x, y), (t.col + (16 * t.scale - 1) / 2, t.row + (16 * t.scale - 1) / 2), atol=1e-6)
+    np.testing.assert_allclose(mu, t.mu, atol=1e-9)
+
+
+def test_rules_of_place(package):
+    grid = lambda **rules: Tiles.grid(package, 8, within=9, **rules).table
+    everything, on, off, steep = grid(), grid(off_disk="drop"), grid(off_disk="only"), grid(min_mu=0.5)
+    assert len(everything) == len(package) * 16 ** 2 == len(on) + len(off)
+    assert on.mu.notna().all() and off.mu.isna().all()
+    assert steep.mu.min() >= 0.5 and len(steep) == len(off) + (everything.mu >= 0.5).sum()
+    assert np.hypot(off.col + 3.5 - 63.5, off.row + 3.5 - 63.5).min() > package.disk.radius
+
+
+@pytest.mark.parametrize("kw, match", [(dict(off_disk="maybe"), "off_disk: 'maybe', expected"), (dict(scales=(1, 0)), "scales: .* whole numbers"),
+                                       (dict(scales=(1.5,)), "scales: .* whole numbers"), (dict(scales=()), "scales: .* whole numbers"), (dict(scales=(8,)), "do not fit")])
+def test_rules_that_cannot_be(package, kw, match):
+    with pytest.raises(ValueError, match=match):
+        Tiles.grid(package, 32, **kw)
+
+
+def test_boxes_are_what_a_tile_covers(package):
+    tiles = Tiles.grid(package, 16, scales=(1, 4))
+    for (x0, y0, x1, y1), row in zip(tiles.boxes([3, -1]), tiles.table.iloc[[3, -1]].itertuples()):
+        assert (x0, y0, x1 - x0, y1 - y0) == (row.col, row.row, 16 * row.scale, 16 * row.scale)
+
+
+def test_back_to_the_file_it_came_from(tmp_path):
+    "A bright spot in a turned, off-centre file lies inside the corners of the tile that shows it, and of no other"
+    source, y, x = Disk(220.0, 190.0, 150.0, roll=30.0), *np.mgrid[:400, :400]
+    spot = (260, 130)
+    data = (1 + 1000 * (np.hypot(x - spot[0], y - spot[1]) < 4)).astype(np.float32)
+    package = Package.build([Frame(data, pd.Timestamp("2014-01-01").to_pydatetime(), "171", source, "DN/s", dict(b0=0.0))], tmp_path / "p", size=256)
+    tiles = Tiles.grid(package, 32, flagged=True)
+    brightest = int(np.nanargmax(np.nanmax(tiles.images(), (1, 2))))
+    inside = []
+    for i in range(len(tiles)):
+        corners = tiles.on_source(i)
+        edges, to = np.roll(corners, -1, 0) - corners, np.array(spot) - corners
+        inside.append((edges[:, 0] * to[:, 1] - edges[:, 1] * to[:, 0] > 0).all())   # clockwise on the screen: always on the right
+        assert np.hypot(*edges[0]) == pytest.approx(32 * 150 / 102.4)
+    assert np.flatnonzero(inside).tolist() == [brightest]
+
+
+@pytest.mark.parametrize("scales", [(1,), (3,)])
+def test_sunpys_submap_at_the_coordinates_is_the_tile(package, scales):
+    tiles = Tiles.grid(package, 16, scales=scales)
+    for i in (0, len(tiles) // 2, len(tiles) - 1):
+        row, corners = tiles.table.iloc[i], tiles.coordinates(i)
+        sub = package.frame(row.frame).to_map().submap(corners[0], top_right=corners[1])
+        np.testing.assert_array_equal(bin_pixels(sub.data[::-1], int(row.scale)), tiles.images(i)[0])
+        assert corners.obstime.to_datetime() == row.time.to_pydatetime()
+
+
+def test_coordinates_agree_with_the_table_on_the_globe(package):
+    "Heliographic places by sunpy, which knows that we are not infinitely far away: that turns the view by up to 0.27 degrees"
+    from astropy.coordinates import SkyCoord, angular_separation
+    tiles = Tiles.grid(package, 16, off_disk="drop", min_mu=0.3)
+    for i in range(0, len(tiles), 29):
+        corners, row = tiles.coordinates(i), tiles.table.iloc[i]
+        middle = SkyCoord(corners.Tx.mean(), corners.Ty.mean(), frame=corners.frame.replicate_without_data()).heliographic_stonyhurst
+        apart = angular_separation(middle.lon.rad, middle.lat.rad, *np.radians([row.lon, row.lat]))
+        assert np.degrees(apart) < 0.28
+        assert corners.observer.lat.deg == pytest.approx(package.catalogue.b0[row.frame], abs=1e-6)
+
+
+@pytest.mark.parametrize("stride", [32, 20, 7])
+def test_full_disk_from_its_tiles_to_the_last_bit(package, stride):
+    tiles, whole = Tiles.grid(package, 32, stride, within=9), package.read(2)
+    corners = grid_corners(128, 32, stride)
+    picture, inside = tiles.rebuild(2), slice(corners[0], corners[-1] + 32)
+    assert picture[inside, inside].tobytes() == whole[inside, inside].tobytes()
+    picture[inside, inside] = np.nan
+    assert np.isnan(picture).all()
+
+
+def test_rebuilt_from_a_pyramid_fine_lies_on_coarse(package):
+    tiles = Tiles.grid(package, 16, scales=(1, 4), off_disk="drop")
+    fine, picture, whole = tiles[tiles.table.scale == 1].rebuild(1), tiles.rebuild(1), package.read(1)
+    np.testing.assert_array_equal(picture[np.isfinite(fine)], whole[np.isfinite(fine)])
+    np.testing.assert_array_equal(picture[:4, 64], np.full(4, bin_pixels(whole, 4)[0, 16]))
+
+
+def test_rebuilt_tiles_that_reach_beyond_the_frame_are_cut(package):
+    table = Tiles.grid(package, 32).table.iloc[[0, 0]].assign(row=[-8, 120], col=[110, -20])
+    picture, whole = rebuild(table, tile_images(table, package), 128), package.read(table.frame.iloc[0])
+    np.testing.assert_array_equal(picture[:24, 110:], whole[:24, 110:])
+    np.testing.assert_array_equal(picture[120:, :12], whole[120:, :12])
+    assert np.isfinite(picture).sum() == 24 * 18 + 8 * 12
+
+
+def test_what_cannot_be_rebuilt(package):
+    tiles = Tiles.grid(package, 32)
+    with pytest.raises(ValueError, match="tiles of 6 frames"):
+        rebuild(tiles.table, tiles.images(), 128)
+    with pytest.raises(ValueError, match="frame: no tiles of frame 99"):
+        tiles.rebuild(99)
+    one = tiles.table[tiles.table.frame == 0]
+    with pytest.raises(ValueError, match="images: 1 for"):
+        rebuild(one, tiles.images([0]), 128)
+
+
+def test_balance_counts_and_shares():
+    table = balance(["a", "a", "b", "b", "b"], ["train", "val", "train", "train", "val"])
+    assert table["tiles"].to_dict() == {"train": {"a": 1, "b": 2}, "val": {"a": 1, "b": 1}}
+    assert table["share"].loc["b"].to_dict() == pytest.approx({"train": 2 / 3, "val": 1 / 2})
+    assert list(balance(list("ab"), ["val", "gap"])["tiles"]) == ["gap", "val"]
+    with pytest.raises(ValueError, match="one of each per tile"):
+        balance(["a"], ["train", "val"])
+
+
+def test_balance_is_drawn():
+    import matplotlib
+    matplotlib.use("agg")
+    ax = show_balance(balance(list("aabb"), ["train", "val", "train", "gap"]))
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["train", "gap", "val"]
+    assert sorted(bar.get_width() for bar in ax.patches) == [0, 0, 0.5, 0.5, 1, 1]

@@ -140,11 +140,11 @@ def graded(share, because):
 # %% ../../nbs/module1_sunflowers/d_cards.ipynb #89f58441
 def fused(catalogue, tolerance='6min'):
     "(answer, reason): the share of moments that all channels saw"
-    from search_sdo.packager.package import match_channels
-    channels = list(catalogue.channel.value_counts().index[::-1])
-    if len(channels) < 2: return 'no', f'one channel only ({channels[0]})'
-    share = len(match_channels(catalogue, channels, tolerance)) / (catalogue.channel == channels[0]).sum()
-    return graded(share, f'{share:.0%} of the moments of {channels[0]} were seen in all {len(channels)} channels within {in_words(tolerance)} (`Package.stacks`)')
+    from search_sdo.packager.sources import match_channels
+    counts = catalogue.channel.value_counts()
+    if len(counts) < 2: return 'no', f'one channel only ({counts.index[0]})'
+    share = match_channels(catalogue, tolerance).notna().all(axis=1).mean()
+    return graded(share, f'{share:.0%} of the moments of {counts.idxmax()} were seen in all {len(counts)} channels within {in_words(tolerance)} (`Package.stacks`)')
 
 # %% ../../nbs/module1_sunflowers/d_cards.ipynb #82303a21
 def calibrated(catalogue):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'LARGEST', 'FITS', 'READERS', 'time_from_name', 'channel_from_name', 'Disk', 'radial_bend', 'fit_circle',
            'fit_limb', 'find_disk', 'Frame', 'per_second', 'show_frame', 'map_to_frame', 'frame_to_map', 'read_image',
-           'check_size', 'measured', 'read_frame']
+           'check_size', 'check_axes', 'measured', 'read_frame']
 
 # %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #ee1a4f36
 from dataclasses import dataclass, field, replace
@@ -243,6 +243,7 @@ def _read_fits(path):
     import sunpy.map
     from astropy.io import fits
     from astropy.utils.exceptions import AstropyUserWarning
+    check_axes(path)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         warnings.filterwarnings('error', message='.*truncated.*', category=AstropyUserWarning)
@@ -259,6 +260,13 @@ def _values(unit):
     blank = stored == unit.header['BLANK'] if stored.dtype.kind in 'iu' and 'BLANK' in unit.header else np.False_
     if blank.any(): values[blank] = np.nan
     return values
+
+def check_axes(path):
+    "`ValueError` if a header in a FITS file promises more axes than there can be; astropy would count to two thousand million"
+    with open(path, 'rb') as file:
+        for block in iter(lambda: file.read(2880), b''):
+            axes = re.search(rb'NAXIS   = *(\d+)', block) if block.startswith((b'SIMPLE  =', b'XTENSION=')) else None
+            if axes and int(axes[1]) > 9: raise ValueError(f'{int(axes[1])} axes says a header, expected 2')
 
 def _readable(header):
     "The cards of a FITS header that can be parsed; real SDO headers hold some, like `nan`, that cannot"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'KEEPBITS', 'CHUNK', 'FORMAT', 'COORDINATES', 'bit_round', 'open_array', 'create_array', 'shard_file',
            'read_journal', 'packed', 'append_journal', 'list_sources', 'source_name', 'prepare', 'store', 'store_all',
-           'catalogue_from', 'cut', 'match_channels', 'Package', 'build_package', 'open_package', 'verify']
+           'catalogue_from', 'cut', 'Package', 'build_package', 'open_package', 'verify']
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #1a2215d2
 from collections import deque
@@ -208,20 +208,6 @@ def cut(read,         # called with a slice of rows and one of columns
         window[rows.start - row:rows.stop - row, cols.start - col:cols.stop - col] = read(rows, cols)
     return window
 
-# %% ../../nbs/module1_sunflowers/05_package.ipynb #b112fb9b
-def match_channels(catalogue,           # of a package
-                   channels,            # names; the first sets the times
-                   tolerance='6min',    # how far apart frames of one moment may be
-                  ):
-    "DataFrame with `time` and, for each channel, the number of the frame at that time; only moments that all channels have"
-    import pandas as pd
-    part = {c: catalogue[catalogue.channel == c].sort_values('time')[['time', 'frame']].rename(columns=dict(frame=c)) for c in channels}
-    for c in channels:
-        if not len(part[c]): raise ValueError(f'channel {c!r}: not in the package, which holds {", ".join(sorted(catalogue.channel.unique()))}')
-    found = part[channels[0]]
-    for c in channels[1:]: found = pd.merge_asof(found, part[c], on='time', direction='nearest', tolerance=pd.Timedelta(tolerance))
-    return found.dropna().astype({c: int for c in channels}).reset_index(drop=True)
-
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #6ae118f9
 class Package:
     "A folder of harmonised frames: `frames.zarr`, `frames.parquet` (the catalogue), `skipped.parquet`, `README.md`, `croissant.json`"
@@ -251,8 +237,12 @@ class Package:
         return Frame(self.read(i), c.time.to_pydatetime(), c.channel, self.disk, c.unit, dict(b0=c.b0, source=c.source, degradation=c.get('degradation')))
 
     def stacks(self, channels, tolerance='6min'):
-        "Frames of several channels at the same moments, see `match_channels`; bad frames are left out"
-        return match_channels(self.catalogue[self.catalogue.quality == ''], list(channels), tolerance)
+        "DataFrame with, for each moment that all of `channels` have, its time and per channel the number of the good frame nearest to it"
+        from search_sdo.packager.sources import match_channels
+        c, lacking = self.catalogue, [c for c in channels if c not in set(self.catalogue.channel)]
+        if lacking: raise ValueError(f'channel {lacking[0]!r}: not in {self.path}, which holds {", ".join(sorted(c.channel.unique()))}')
+        found = match_channels(c[(c.quality == '') & c.channel.isin(channels)], tolerance)
+        return found.reindex(columns=list(channels)).dropna().astype(int).reset_index()
     def read_stack(self, frames, row=0, col=0, size=None):
         "float32 [len(frames), size, size]: the same window of several frames, as in a row of `stacks`"
         return np.stack([self.read(int(i), row, col, size) for i in frames])
