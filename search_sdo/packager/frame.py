@@ -166,15 +166,23 @@ def map_to_frame(m,           # sunpy `GenericMap` in helioprojective coordinate
     if not m.coordinate_system.axis1.startswith('HPLN'):
         raise ValueError(f'the coordinates are {m.coordinate_system.axis1}, expected a view from the observatory (HPLN-TAN); this is a remapped product')
     if m.data.ndim != 2: raise ValueError(f'the image has shape {m.data.shape}, expected two dimensions')
+    time = _map_time(m)
     x, y = m.world_to_pixel(SkyCoord(0 * u.arcsec, 0 * u.arcsec, frame=m.coordinate_frame))
     north = m.rotation_matrix
     disk = Disk(float(x.value), m.data.shape[0] - 1 - float(y.value), float((m.rsun_obs / m.scale[0]).to_value(u.pix)),
                 float(np.degrees(np.arctan2(north[1, 0], north[0, 0]))))
     meta = {k: v for k, v in m.meta.items() if isinstance(v, (str, int, float)) and k not in ('comment', 'history')}
     meta['b0'] = float(m.observer_coordinate.lat.to_value(u.deg))
-    return Frame(np.ascontiguousarray(m.data[::-1], dtype=np.float32), m.date.utc.datetime, _map_channel(m), disk, unit or _map_unit(m), meta)
+    return Frame(np.ascontiguousarray(m.data[::-1], dtype=np.float32), time, _map_channel(m), disk, unit or _map_unit(m), meta)
 
-# %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #fd01a4f6
+# %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #3cead092
+def _map_time(m):
+    "UTC of a sunpy map; `ValueError` if its header has none"
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='Missing metadata for observation time')
+        try: return m.date.utc.datetime
+        except UserWarning: raise ValueError('no time of observation, expected DATE-OBS in the header') from None
+
 def _map_channel(m):
     "Key of `CHANNELS` for a sunpy map"
     if 'HMI' not in f'{m.instrument} {m.detector} {m.meta.get("telescop", "")}': return get_channel(round(m.wavelength.value)).name
@@ -253,6 +261,7 @@ def _read_fits(path):
             check_size([images[0].header[f'NAXIS{i + 1}'] for i in range(images[0].header['NAXIS'])])
             return Frame.from_map(sunpy.map.Map(_values(images[0])[::-1], _readable(images[0].header)))
 
+# %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #0e11e254
 def _values(unit):
     "float32 pixels of an unscaled FITS unit, row 0 at the top, NaN where the header's BLANK stands (astropy does it too, slower)"
     stored, scale, zero = unit.data[::-1], unit.header.get('BSCALE', 1), unit.header.get('BZERO', 0)
@@ -261,6 +270,7 @@ def _values(unit):
     if blank.any(): values[blank] = np.nan
     return values
 
+# %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #43160ffe
 def check_axes(path):
     "`ValueError` if a header in a FITS file promises more axes than there can be; astropy would count to two thousand million"
     with open(path, 'rb') as file:
@@ -277,6 +287,7 @@ def _readable(header):
         except VerifyError: log.debug('header card %s cannot be parsed', card.keyword)
     return good
 
+# %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #2dce7bec
 def _read_jp2(path):
     "`Frame` from a Helioviewer JPEG 2000 with a FITS header in its XML box; its values are made for display"
     import glymur, sunpy.map
