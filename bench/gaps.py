@@ -14,7 +14,7 @@ at once, not pixel by pixel. "plain" computes in float64, as NumPy does unless t
 tile anew; "lean" computes in float32 and the weights once per image.
 (The original took 83 to 147 ms for one colour super-image of 384 px, with reading its nine files: 12 times the numbers.)
 "iterative" is the library's, on the whole batch. "edge of the middle tile" is SEARCH's Nearest.
-Times are medians per super-image, of batches of 1,000 for "kriged" (on two threads) and of 60 for the others, taken in
+Times are medians per super-image, of batches of 1,000 for "kriged" (on all cores) and of 60 for the others, taken in
 turn; "kriged, first call" also computes the weights of the 56 hole shapes, which are kept.
 """
 from functools import partial
@@ -24,7 +24,7 @@ import pandas as pd
 from measure import arguments, median_seconds, report
 
 from search_sdo.packager.frame import read_image
-from search_sdo.packager.gaps import FILLS, POWER, fill_kriged, hole_weights, missing_blocks, missing_pixels, missing_tiles, variogram
+from search_sdo.packager.gaps import FILLS, POWER, fill_kriged, hole_weights, missing_blocks, missing_pixels, missing_tiles, numbered_weights, variogram
 
 BAD = "20110823", "20110924", "20120708"  # smeared and off-pointed, short exposures
 SIDE = 64
@@ -107,6 +107,7 @@ def main():
     seconds = median_seconds(3 if args.quick else 9, **{name: partial(f, batch(name)) for name, f in methods.items() if name != "biharmonic"})
     seconds = {name: s / len(batch(name)) for name, s in seconds.items()}
     hole_weights.cache_clear()
+    numbered_weights.cache_clear()
     seconds["kriged, first call"] = median_seconds(1, f=lambda: fill_kriged(timed))["f"] / len(timed)
     for name, f in (methods | {"kriged, first call": fill_kriged}).items():
         tile_shaped = name.startswith(("edge", "20"))

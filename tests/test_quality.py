@@ -32,7 +32,7 @@ def test_good_frames_are_good(tmp_path):
     (lambda f: replace(f, data=f.data * 1.7), "1.[67]. times the brightness"),
     (lambda f: replace(f, data=np.mean([np.roll(f.data, (k, -k), (0, 1)) for k in range(9)], 0)), "times the sharpness"),
     (lambda f: replace(f, data=np.where(np.hypot(*(np.indices(f.shape) - 80)) < 50, 0, f.data)), "of the disk is black"),
-    (lambda f: replace(f, data=np.where((np.indices(f.shape)[0] // 32 == 3), np.nan, f.data).astype("f4")), "of the disk was not measured"),
+    (lambda f: replace(f, data=np.where((np.indices(f.shape)[0] // 64 == 1), np.nan, f.data).astype("f4")), "of the disk was not measured"),
     (lambda f: replace(f, disk=Disk(160, 127.5, 102.4)), "off-pointed by 0.3"),
     (lambda f: replace(f, meta=dict(quality=1 << 13)), "JSOC: eclipse"),
     (lambda f: replace(f, meta=dict(limb_agreement=0.4)), "unclear limb"),
@@ -52,6 +52,13 @@ def test_a_short_exposure_is_a_remark(tmp_path):
     frames = [replace(f, unit="DN", data=f.data * (0.1 if i == 4 else 2.0), meta=dict(exptime=0.1 if i == 4 else 2.0)) for i, f in enumerate(FRAMES)]
     c = Package.build(frames, tmp_path / "p", size=256).catalogue
     assert (c.quality == "").all() and "short exposure (0.1 s)" in c.remarks[4] and c.score[4] < 1
+
+
+def test_a_lost_block_is_a_remark(tmp_path):
+    holed = replace(FRAMES[5], data=FRAMES[5].data.copy())
+    holed.data[100:132, 100:132] = np.nan
+    c = spoiled(tmp_path, frame_5=holed).catalogue
+    assert (c.quality == "").all() and "3% of the disk was not measured" in c.remarks[5] and 0.5 <= c.score[5] < 1
 
 
 def test_few_frames_have_no_neighbours_to_differ_from(tmp_path):

@@ -43,8 +43,8 @@ def inspect(frame,       # a `Frame` as it was read
     d, agree, found = frame.disk, frame.meta.get('limb_agreement', 1), [(told, 0.1) for told in quality_bits(frame.meta.get('quality'))]
     if agree < 0.7: found.append((f'unclear limb ({agree:.0%} of rays agree)', agree / 2))
     off = np.hypot(d.x - (frame.shape[1] - 1) / 2, d.y - (frame.shape[0] - 1) / 2) / d.radius
-    if off > 0.1 and frame.shape[0] == frame.shape[1]: found.append((f'off-pointed by {off:.2f} solar radii', max(0, 0.5 - off)))
-    if measures['missing'] > 0.02 and frame.shape[0] == frame.shape[1]: found.append((f'{measures["missing"]:.0%} of the disk was not measured', max(0, 0.4 - measures['missing'])))
+    if off > 0.1 and frame.shape[0] == frame.shape[1]: found.append((f'off-pointed by {off:.2f} solar radii', float(max(0, 0.5 - off))))
+    if measures['missing'] > 0.002 and frame.shape[0] == frame.shape[1]: found.append((f'{measures["missing"]:.0%} of the disk was not measured', 0.8 if measures['missing'] < 0.2 else 0.4 - measures['missing'] / 3))
     if measures['dark'] > 0.02 and not get_channel(frame.channel).signed: found.append((f'{measures["dark"]:.0%} of the disk is black (eclipse, transit or lost blocks)', max(0, 0.5 - measures['dark'])))
     if burned_in(even): found.append(('text burned in beside the disk', 0.9))
     return found
