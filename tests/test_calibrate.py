@@ -149,8 +149,12 @@ def test_pointing_table_is_used_as_aiapy_uses_it(tmp_path):
     np.testing.assert_allclose([new.x, new.y, new.radius, new.roll], [expected.x, expected.y, expected.radius, expected.roll], atol=1e-6)
     done = harmonise(Frame.from_map(m), 256, Calibration(pointing=str(tmp_path / "pointing.csv")))
     assert "pointing table" in done.meta["calibration"]
-    late = replace(Frame.from_map(m), meta=dict(t_obs="2015-01-01T00:00:00"))
-    assert updated_disk(late, read_pointing(tmp_path / "pointing.csv")) == late.disk
+    table = read_pointing(tmp_path / "pointing.csv")
+    for other in (dict(meta=dict(t_obs="2015-01-01T00:00:00", rsun_obs=969.5)), dict(meta=dict(t_obs="2014-02-25T00:00:12")), dict(channel="193"), dict(data=np.ones((64, 64), "f4"))):
+        frame = replace(Frame.from_map(m), **other)
+        assert updated_disk(frame, table) is frame.disk
+    assert "pointing of the header" in harmonise(late := replace(Frame.from_map(m), meta=dict(t_obs="2015-01-01", exptime=2.0)), 64, Calibration(pointing=str(tmp_path / "pointing.csv"))).meta["calibration"]
+    assert harmonise(late, 64).meta["source_disk"] == late.disk and done.meta["source_disk"] == new
 
 
 def test_a_wrong_pointing_table_is_named(tmp_path):
@@ -218,6 +222,21 @@ def test_deconvolution_is_part_of_harmonising(monkeypatch):
     done = harmonise(frame, 64, Calibration(psf_rounds=2))
     np.testing.assert_allclose(done.data, harmonise(frame, 64).data.clip(0), rtol=1e-3, atol=1e-3)
     assert "PSF 2 rounds" in done.meta["calibration"]
+
+
+def test_the_psf_is_the_right_way_up_when_harmonising(monkeypatch):
+    import search_sdo.packager.optics as optics
+    import sunpy.map
+    from aiapy.psf import deconvolve as theirs
+    header = {**level1(size=64)[1], "crpix1": 32.5, "crpix2": 32.5, "cdelt1": 40.0, "cdelt2": 40.0, "crota2": 0.0}
+    m = sunpy.map.Map(SUN.frame("2014-02-25", size=64).data.clip(1)[::-1], header)
+    spread = np.zeros((64, 64))
+    spread[32, 32], spread[29, 34] = 0.7, 0.3               # to one side, below the middle in FITS order
+    monkeypatch.setattr(optics, "psf", lambda channel, folder: spread)
+    expected = harmonise(Frame.from_map(theirs(m, psf=spread, iterations=5, use_gpu=False)), 64)
+    done = harmonise(Frame.from_map(m), 64, Calibration(psf_rounds=5))
+    seen = np.isfinite(expected.data)
+    np.testing.assert_allclose(done.data[seen], expected.data[seen], rtol=5e-3, atol=0.05)
 
 
 def test_a_psf_kept_in_a_file_is_read(tmp_path):

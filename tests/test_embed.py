@@ -17,12 +17,12 @@ BATCH = 40  # a frame has 32 tiles: blocks of two frames
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
     frames = SmallSun(seed=1).frames(7, size=128)
-    frames[2].data[:64] = np.nan       # the northern half was lost: some tiles hold nothing at all
+    frames[2].data[:64] = np.nan       # the northern half was lost: flagged, and some tiles hold nothing at all
     return Package.build(frames, tmp_path_factory.mktemp("embed") / "package", size=128)
 
 
 @pytest.fixture(scope="module")
-def tiles(package): return Tiles.grid(package, size=16)
+def tiles(package): return Tiles.grid(package, size=16, flagged=True)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,16 @@ def test_every_row_belongs_to_its_tile(tiles, encoder, tmp_path):
     np.testing.assert_array_equal(mixed.tiles.table.row, tiles.table.row.values[order])
     expected = normalise(encoder.embed(tiles.images([33])))
     np.testing.assert_allclose(straight.vectors[[33]], expected, atol=2e-3)
+
+
+def test_tiles_of_two_scales_are_embedded_as_they_are_read(package, encoder, tmp_path):
+    tiles = Tiles.grid(package, size=16, scales=(1, 2))
+    built = Embeddings.build(tiles, encoder, tmp_path, BATCH)
+    assert set(built.tiles.table.scale) == {1, 2}
+    whole = package.read(0)
+    for i, (x0, y0, x1, y1) in enumerate(tiles.boxes(tiles.table.index[tiles.table.frame == 0])):
+        image = whole[y0:y1, x0:x1].reshape(16, (y1 - y0) // 16, 16, -1).mean((1, 3))
+        np.testing.assert_allclose(built.vectors[i], normalise(encoder.embed(image[None]))[0], atol=2e-3)
 
 
 def test_every_channel_and_unit_is_stretched_in_its_own_way(encoder, tmp_path):
@@ -137,7 +147,7 @@ class Killed(Encoder):
         return super().embed(*args, **kw)
 encoder = Encoder.load({str(tmp_path / 'encoder')!r})
 encoder.__class__ = Killed
-Embeddings.build(Tiles.grid(Package.open({str(package.path)!r}), size=16), encoder, {str(tmp_path / 'out')!r}, {BATCH})
+Embeddings.build(Tiles.grid(Package.open({str(package.path)!r}), size=16, flagged=True), encoder, {str(tmp_path / 'out')!r}, {BATCH})
 """
     done = subprocess.run([sys.executable, "-c", child], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     assert done.returncode == -9

@@ -7,11 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from search_sdo.models.encoder import Encoder, make_backbone
+from search_sdo.packager.calibrate import bin_pixels
 from search_sdo.packager.frame import Disk, Frame
 from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
-from search_sdo.search.embed import normalise
+from search_sdo.packager.tiles import Tiles
+from search_sdo.search.embed import Embeddings, normalise
 from search_sdo.search.engine import FILES, SearchEngine, apart_in_time, ask_box, may_answer
+from search_sdo.search.index import Index
 
 SIZE, TILE = 128, 16
 SUN = SmallSun(seed=2)
@@ -207,7 +210,7 @@ def test_filters_that_leave_nobody_give_no_hits(engine, tmp_path):
 
 def test_tiles_that_were_not_measured_are_never_found(encoder, tmp_path):
     frames = SUN.frames(4, size=SIZE)
-    frames[1].data[:, :64] = np.nan
+    frames[1].data[48:64, :64] = np.nan     # a tenth of the disk: not enough to be flagged
     engine = SearchEngine.build(Package.build(frames, tmp_path / "package", size=SIZE), encoder, tmp_path / "engine")
     lost = np.isnan(engine.tiles.images()).all(axis=(1, 2))
     hits = engine.search(int(np.flatnonzero(~lost)[0]), k=len(engine), spread=None)
@@ -228,7 +231,7 @@ def test_saved_hits(engine, tmp_path):
     hits = engine.search(bright(engine), k=3)
     hits.save(tmp_path / "a/b")
     table = pd.read_csv(tmp_path / "a/b/hits.csv", parse_dates=["time"], dtype={"channel": str})
-    assert table.columns.tolist() == ["rank", "similarity", "tile", "time", "channel", "frame", "row", "col", "size", "lon", "lat", "mu"]
+    assert table.columns.tolist() == ["rank", "similarity", "tile", "time", "channel", "frame", "row", "col", "size", "scale", "lon", "lat", "mu"]
     assert table.time.tolist() == hits.table.time.tolist()
     names = [f"{h.rank:02d}_{h.time:%Y%m%d_%H%M%S}_171.png" for h in hits.table.itertuples()]
     assert sorted(p.name for p in (tmp_path / "a/b").iterdir()) == sorted(["hits.csv", "hits.png", *names])
@@ -244,6 +247,19 @@ def test_maps_have_the_pixels_and_the_place_of_their_hits(engine):
         middle = m.center.transform_to(frames.HeliographicStonyhurst(obstime=m.date))
         if hit.mu > 0:
             assert middle.lon.deg == pytest.approx(hit.lon, abs=0.5) and middle.lat.deg == pytest.approx(hit.lat, abs=0.5)
+
+
+def test_hits_of_two_scales_know_their_pixels_and_their_place(package, encoder, tmp_path):
+    tiles = Tiles.grid(package, TILE, scales=(1, 2))
+    embeddings = Embeddings.build(tiles, encoder, tmp_path / "two")
+    engine = SearchEngine(package, encoder, embeddings, Index.build(embeddings.vectors))
+    large = int(np.flatnonzero(tiles.table.scale == 2)[3])
+    hits = engine.search(large, k=200, spread=None)
+    assert set(hits.table.scale) == {1, 2}
+    np.testing.assert_array_equal(hits.query, tiles.images(large)[0])
+    np.testing.assert_array_equal(hits.images(), tiles.images(hits.table.tile.values))
+    for m, hit, image in zip(hits.to_maps(), hits.table.itertuples(), hits.images()):
+        np.testing.assert_allclose(bin_pixels(m.data[::-1], int(hit.scale)), image, rtol=1e-6)
 
 
 # ---- the folder

@@ -251,6 +251,7 @@ def test_frame_written_but_not_noted_is_done_again_in_place(tmp_path):
     Package.build(frames(), tmp_path / "b", size=128)
     lines = (tmp_path / "b/journal.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "b/journal.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])
+    (tmp_path / "b/frames.parquet").unlink()                # which a build that was killed has not written yet
     same(whole, Package.build(frames(), tmp_path / "b", size=128))
 
 
@@ -356,6 +357,87 @@ def test_a_package_of_another_version_is_not_continued(tmp_path):
     about.write_text(json.dumps(text))
     with pytest.raises(ValueError, match="another version.*format 1.*another folder"):
         Package.build(frames(), tmp_path / "p", size=128)
+
+
+# What must not be lost
+
+def test_a_second_builder_is_told_to_wait(tmp_path):
+    from search_sdo.packager.package import open_journal
+    Package.build(frames()[:2], tmp_path / "p", size=128)
+    with open_journal(tmp_path / "p/journal.jsonl"), pytest.raises(OSError, match="another program is packaging into this folder"):
+        Package.build(frames(), tmp_path / "p", size=128)
+    assert len(Package.build(frames(), tmp_path / "p", size=128)) == 8
+
+
+@pytest.mark.parametrize("line", ["noise", '{"row": 1, "sou', "5"])
+def test_a_journal_damaged_in_the_middle_stops_before_anything_is_lost(line, tmp_path):
+    Package.build(frames()[:4], tmp_path / "p", size=128)
+    file = tmp_path / "p/journal.jsonl"
+    lines = file.read_text().splitlines()
+    lines[1] = line
+    file.write_text("\n".join(lines) + "\n")
+    before = {f: f.read_bytes() for f in (tmp_path / "p").rglob("*") if f.is_file()}
+    with pytest.raises(ValueError, match="journal.jsonl: line 2 of 4 is damaged"):
+        Package.build(frames(), tmp_path / "p", size=128)
+    assert all(f.read_bytes() == content for f, content in before.items())
+
+
+def test_a_package_without_its_journal_can_be_read_but_not_continued(tmp_path):
+    package = Package.build(frames()[:4], tmp_path / "p", size=128)
+    (tmp_path / "p/journal.jsonl").unlink()
+    with pytest.raises(ValueError, match="lists 0 frames, the catalogue 4"):
+        Package.build(frames(), tmp_path / "p", size=128)
+    assert np.isfinite(package.read(3)[64, 64]) and len(Package.open(tmp_path / "p")) == 4
+
+
+def test_a_frame_that_cannot_be_repaired_is_marked(tmp_path):
+    from PIL import Image
+    (tmp_path / "in").mkdir()
+    for i, f in enumerate(frames()[:3]):
+        Image.fromarray((255 * stretch(f.data, "171")).astype("u1")).save(tmp_path / f"in/2014010{i + 1}_000000_aia_171.jpg", quality=95)
+    package = Package.build(tmp_path / "in", tmp_path / "p", size=128)
+    shard_file(tmp_path / "p/frames.zarr", 1).unlink()
+    (tmp_path / "in/20140102_000000_aia_171.jpg").write_bytes(b"gone")
+    again = Package.build(tmp_path / "in", tmp_path / "p", size=128)
+    assert len(again) == 3 and "its file is lost" in again.catalogue.quality[1] and again.catalogue.score[1] == 0
+    assert len(again.skipped) == 1 and (again.catalogue.quality[[0, 2]] == "").all()
+    np.testing.assert_array_equal(again.read(2), package.read(2))
+
+
+def test_other_corrections_need_another_folder(tmp_path):
+    from search_sdo.packager.calibrate import Calibration
+    Package.build(frames()[:2], tmp_path / "p", size=128)
+    with pytest.raises(ValueError, match="degradation=True.*degradation=False.*another folder"):
+        Package.build(frames(), tmp_path / "p", size=128, calibration=Calibration(degradation=False))
+
+
+def test_errors_name_the_source(tmp_path):
+    from dataclasses import replace
+    counts = replace(frames()[1], unit="DN", meta=dict(exptime=0.0))
+    package = Package.build([frames()[0], counts], tmp_path / "p", size=128)
+    assert package.skipped.reason[0].startswith("171 2014-01-02T00:00:00: exposure time is 0.0 s")
+
+
+def test_frames_in_folders_of_folders_are_found(tmp_path):
+    for name in ("a/20140101_000000_aia_171", "b/c/20140102_000000_aia_171"):
+        path = tmp_path / "in" / f"{name}.fits"
+        path.parent.mkdir(parents=True)
+        frames()[int(name.startswith("b"))].to_map().save(path)
+    assert len(Package.build(tmp_path / "in", tmp_path / "p", size=64)) == 2
+
+
+def test_arguments_that_make_no_sense(tmp_path):
+    with pytest.raises(ValueError, match="size: 0 px"):
+        Package.build(frames()[:1], tmp_path / "p", size=0)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FileExistsError, match="in the way"):
+        Package.build(frames()[:1], tmp_path / "file", size=64)
+    with pytest.raises(ValueError, match="keepbits: 23"):
+        bit_round(np.ones(3), 23)
+    Package.build(frames()[:1], tmp_path / "q", size=64)
+    (tmp_path / "q/frames.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(ValueError, match="made anew from journal.jsonl"):
+        Package.open(tmp_path / "q")
 
 
 # Channels, coordinates, Dask

@@ -9,7 +9,7 @@ from real_data import DATA, needs_data
 from search_sdo.packager.calibrate import harmonise
 from search_sdo.packager.frame import Disk
 from search_sdo.packager.package import Package
-from search_sdo.packager.quality import burned_in, contact_sheet, inspect, measure, outliers, quality_bits, review
+from search_sdo.packager.quality import contact_sheet, find_faults, measure, outliers, quality_bits, review
 from search_sdo.packager.synthetic import SmallSun
 
 SUN = SmallSun(seed=2)
@@ -58,7 +58,7 @@ def test_a_lost_block_is_a_remark(tmp_path):
     holed = replace(FRAMES[5], data=FRAMES[5].data.copy())
     holed.data[100:132, 100:132] = np.nan
     c = spoiled(tmp_path, frame_5=holed).catalogue
-    assert (c.quality == "").all() and "3% of the disk was not measured" in c.remarks[5] and 0.5 <= c.score[5] < 1
+    assert (c.quality == "").all() and "4% of the disk was not measured" in c.remarks[5] and 0.5 <= c.score[5] < 1
 
 
 def test_few_frames_have_no_neighbours_to_differ_from(tmp_path):
@@ -82,10 +82,25 @@ def test_quality_keyword(value, told):
     assert quality_bits(value) == told
 
 
+@pytest.mark.parametrize("value,bad", [(0, False), (0x400, False), (0x8000, False), (1 << 16, True), (-2147483648, True)])
+def test_quality_keyword_of_hmi(value, bad):
+    assert bool(quality_bits(value, "HMI")) == bad
+
+
+def test_contact_sheet_survives_a_frame_that_cannot_be_read(tmp_path):
+    import matplotlib.pyplot as plt
+    from search_sdo.packager.package import shard_file
+    package = spoiled(tmp_path)
+    shard_file(tmp_path / "p/frames.zarr", 0).write_bytes(b"no frame")
+    fig = contact_sheet(package, 3)
+    assert [t.get_text() for t in fig.axes[0].texts] == ["cannot be read"]
+    plt.close(fig)
+
+
 def test_a_frame_without_a_measured_pixel_on_the_disk():
     even = harmonise(FRAMES[0], 64)
     even.data[10:54, 10:54] = np.nan
-    assert measure(even)["missing"] > 0.9 and "not measured" in inspect(FRAMES[0], even, measure(even))[0][0]
+    assert measure(even)["missing"] > 0.9 and "not measured" in find_faults(FRAMES[0], even, measure(even))[0][0]
 
 
 def test_outliers_follow_a_slow_trend_and_a_lively_channel():

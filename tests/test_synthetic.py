@@ -178,6 +178,14 @@ def test_the_limb_and_the_sky_have_their_names():
     assert list(OneThing().label(corner, 256)) == ['off_disk']
 
 
+def test_a_tile_of_scale_2_is_named_after_all_that_it_covers():
+    grid = [(r, c) for r in range(0, 256, 16) for c in range(0, 256, 16)]
+    fine = pd.DataFrame(grid, columns=['row', 'col']).assign(size=16, scale=1., time=pd.Timestamp('2014-01-01'))
+    labels = SmallSun(0).label(fine, 256)
+    assert labels.nunique() > 3 and labels.equals(SmallSun(0).label(fine.drop(columns='scale'), 256))
+    pd.testing.assert_series_equal(SmallSun(0).label(fine.assign(size=8, scale=2.), 256), labels)
+
+
 def test_labels_keep_the_tables_index_and_every_class_occurs():
     grid = [(r, c) for r in range(0, 256, 16) for c in range(0, 256, 16)]
     table = pd.concat([pd.DataFrame(grid, columns=['row', 'col']).assign(size=16, time=t) for t in pd.date_range('2014-01-01', periods=6, freq='20D')])

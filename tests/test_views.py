@@ -14,6 +14,7 @@ from search_sdo.packager.synthetic import SmallSun
 from search_sdo.packager.tiles import Tiles
 
 seed = torch.Generator().manual_seed
+STILL = Recipe(rotate=0, zoom=1, shift=0, flip=False, exposure=0, contrast=1, noise=0)
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +87,7 @@ def test_places_are_not_changed(frames, places):
 
 def test_pairs_show_the_same_place(frames):
     "With no wandering, turning or lighting the two views are one"
-    still = Recipe(rotate=0, zoom=1, shift=0, flip=False, exposure=0, contrast=1, noise=0)
-    a, b = two_views(frames, torch.tensor([[1., 50, 60]]), 16, still)
+    a, b = two_views(frames, torch.tensor([[1., 50, 60]]), 16, STILL)
     torch.testing.assert_close(a, b)
 
 
@@ -101,3 +101,22 @@ def test_frames_are_stretched_and_gaps_are_dark(tmp_path):
     assert isinstance(package.frame(0), Frame)
     tiles = Tiles.grid(package, 16)
     assert tile_places(tiles.table)[0].tolist() == [0, tiles.table.row[0] + 7.5, tiles.table.col[0] + 7.5]
+
+
+def test_a_tile_of_scale_2_is_seen_whole(tmp_path):
+    "With no wandering, turning or lighting a view is the tile as `Tiles` bins it"
+    package = Package.build([SmallSun(seed=0).frame("2014-01-01", size=64)], tmp_path / "p", size=64)
+    tiles = Tiles.grid(package, 8, scales=(1, 2))
+    raw = torch.from_numpy(package.read(0))[None, None]
+    for scale in (1, 2):
+        some = tiles[(tiles.table.scale == scale).to_numpy()]
+        view, _ = two_views(raw, tile_places(some.table, scale), 8, STILL, scale=scale, wander=0)
+        np.testing.assert_allclose(view[:, 0], some.images(), rtol=1e-3, atol=0.1)
+
+
+def test_tiles_of_another_scale_are_refused(tmp_path):
+    "`two_views` sees all its places at one scale"
+    package = Package.build([SmallSun(seed=0).frame("2014-01-01", size=64)], tmp_path / "p", size=64)
+    table = Tiles.grid(package, 8, scales=(1, 2)).table
+    for some, scale, found in ((table, 1, 2), (table, 2, 1), (table[table.scale == 2], 1, 2)):
+        with pytest.raises(ValueError, match=f"table: tiles of scale {found}, expected {scale}; .* two_views"): tile_places(some, scale)

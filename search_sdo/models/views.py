@@ -27,9 +27,12 @@ def load_frames(package,        # a `Package`
 
 # %% ../../nbs/module2_sunshine/01_two_views.ipynb #383f80c6
 def tile_places(table,           # of `Tiles`; `frame` counts rows of the tensor of frames
-               ) -> Tensor:      # float32 [B, 3]: frame, y, x of the middles, px
-    "Places to look at, from a table of tiles"
-    half = (table['size'].to_numpy() - 1) / 2
+                scale=1,         # of all tiles: px of the frame per px of the tile; `two_views` needs it too
+               ) -> Tensor:      # float32 [B, 3]: frame, y, x of the middles, px of the frame
+    "Places to look at, from a table of tiles; ValueError for tiles of another scale"
+    others = table['scale'][table['scale'] != scale].unique()
+    if len(others): raise ValueError(f'table: tiles of scale {others[0]:g}, expected {scale:g}; take one scale at a time and give scale= here and to two_views')
+    half = (table['size'].to_numpy() * scale - 1) / 2
     return torch.from_numpy(np.stack([table.frame, table.row + half, table.col + half], 1).astype(np.float32))
 
 # %% ../../nbs/module2_sunshine/01_two_views.ipynb #99f7b1a4
@@ -109,7 +112,7 @@ def two_views(frames,            # [N, C, H, W] from `load_frames`, on the CPU o
               places,            # [B, 3] frame, y, x
               size=64,           # px, side of the views
               recipe=Recipe(),
-              scale=1.0,         # frame pixels per view pixel
+              scale=1.0,         # frame pixels per view pixel; beyond 2, some are never read
               wander=0.5,        # of the view's side: how far the middle of a pair may move, either way
               generator=None,    # torch.Generator on the CPU
              ):

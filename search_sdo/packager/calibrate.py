@@ -63,19 +63,7 @@ def resample(data,         # [H, W], NaN where nothing was measured
     if (grid[::size - 1, ::size - 1].abs() > last).any(): out.masked_fill_((grid.abs() > last).any(-1), float('nan'))
     return out.numpy()
 
-# %% ../../nbs/module1_sunflowers/04_calibrate.ipynb #42a02bc6
-def degradation(channel,        # an AIA channel or its name
-                time,           # UTC
-                table=None,     # from `read_response`; None: the table that ships with the library
-               ) -> float:
-    "Share of a telescope's sensitivity at launch that is left; `ValueError` outside the table (Boerner et al. 2014, Sol. Phys. 289, 2377)"
-    import pandas as pd
-    rows, time = _epochs(get_channel(channel).wavelength, table), pd.Timestamp(time)
-    now = rows[(rows.start <= time) & (time < rows.stop)]
-    if not len(now): raise ValueError(f'no calibration of channel {get_channel(channel).name} for {time}; give a table that has it, or Calibration(degradation=False)')
-    e, d = now.iloc[-1], (time - now.start.iloc[-1]) / pd.Timedelta(days=1)
-    return float(e.area / rows.area.iloc[0] * (1 + e.p1 * d + e.p2 * d ** 2 + e.p3 * d ** 3))
-
+# %% ../../nbs/module1_sunflowers/04_calibrate.ipynb #34d2d999
 @lru_cache
 def _shipped(): return read_response()
 
@@ -83,6 +71,19 @@ def _epochs(wavelength, table):
     "Rows of one wavelength, oldest first"
     table = _shipped() if table is None else table
     return table[table.wavelength == wavelength]
+
+# %% ../../nbs/module1_sunflowers/04_calibrate.ipynb #42a02bc6
+def degradation(channel,        # an AIA channel or its name
+                time,           # UTC
+                table=None,     # from `read_response`; None: the table that ships with the library
+               ) -> float:
+    "Share of a telescope's sensitivity at launch that is left; `ValueError` outside the table (Boerner et al. 2014, Sol. Phys. 289, 2377)"
+    import pandas as pd
+    rows, time = _epochs(get_channel(channel).wavelength, table), pd.to_datetime(time, utc=True).tz_localize(None)
+    now = rows[(rows.start <= time) & (time < rows.stop)]
+    if not len(now): raise ValueError(f'no calibration of channel {get_channel(channel).name} for {time}; give a table that has it, or Calibration(degradation=False)')
+    e, d = now.iloc[-1], (time - now.start.iloc[-1]) / pd.Timedelta(days=1)
+    return float(e.area / rows.area.iloc[0] * (1 + e.p1 * d + e.p2 * d ** 2 + e.p3 * d ** 3))
 
 # %% ../../nbs/module1_sunflowers/04_calibrate.ipynb #956da69c
 @dataclass(frozen=True)
@@ -111,10 +112,10 @@ def updated_disk(frame,      # a level-1 AIA `Frame` of 4096 px
                 ) -> Disk:
     "The `Disk` by the pointing table; the header's where the table has nothing, or for other frames"
     import pandas as pd
-    time = pd.Timestamp(str(frame.meta.get('t_obs', frame.time)).rstrip('Z'))
+    time, name = pd.Timestamp(str(frame.meta.get('t_obs', frame.time)).rstrip('Z')), f'A_{get_channel(frame.channel).wavelength:03d}_'
     row = table[(table.T_START <= time) & (time < table.T_STOP)]
-    if frame.shape != (4096, 4096) or not len(row) or get_channel(frame.channel).instrument != 'AIA': return frame.disk
-    x, y, scale, turn = (float(row.iloc[0][f'A_{get_channel(frame.channel).wavelength:03d}_{k}']) for k in ('X0', 'Y0', 'IMSCALE', 'INSTROT'))
+    if frame.shape != (4096, 4096) or not len(row) or name + 'X0' not in row or 'rsun_obs' not in frame.meta: return frame.disk
+    x, y, scale, turn = (float(row.iloc[0][name + k]) for k in ('X0', 'Y0', 'IMSCALE', 'INSTROT'))
     new = Disk(x, 4095 - y, float(frame.meta['rsun_obs']) / scale, turn + float(frame.meta.get('sat_rot', 0)))
     return new if np.isfinite([new.x, new.y, new.radius, new.roll]).all() else frame.disk
 
@@ -135,16 +136,17 @@ def harmonise(frame,                        # a `Frame`
               calibration=Calibration(),
              ) -> Frame:
     "North up, Sun centred, radius 0.4 x size, in corrected DN/s where it holds counts; `meta` says what was done"
-    disk, words = frame.disk, ['pointing of the header']
-    if calibration.pointing: disk, words = updated_disk(frame, _table(read_pointing, calibration.pointing)), ['pointing table']
+    disk = updated_disk(frame, _table(read_pointing, calibration.pointing)) if calibration.pointing else frame.disk
+    words = ['pointing of the header' if disk is frame.disk else 'pointing table']
     data, (factor, told) = frame.data, sensitivity(frame, calibration)
     if calibration.psf_rounds:
         from search_sdo.packager.optics import deconvolve, psf
-        data, words = deconvolve(data, psf(frame.channel, calibration.psf_folder), calibration.psf_rounds), words + [f'PSF {calibration.psf_rounds} rounds']
+        data = deconvolve(data[::-1], psf(frame.channel, calibration.psf_folder), calibration.psf_rounds)[::-1]     # rows from the bottom, as in FITS
+        words = words + [f'PSF {calibration.psf_rounds} rounds']
     even = per_second(replace(frame, data=resample(data, disk, size), disk=harmonised_disk(size)))
     if np.isfinite(factor): even.data /= np.float32(factor)
     if get_channel(frame.channel).instrument == 'HMI' and frame.unit != 'display': even.data[distance(size) > 1] = np.nan
-    return replace(even, meta={**frame.meta, 'sensitivity': factor, 'calibration': '; '.join(words + [told] * bool(told))})
+    return replace(even, meta={**frame.meta, 'source_disk': disk, 'sensitivity': factor, 'calibration': '; '.join(words + [told] * bool(told))})
 
 @lru_cache(4)
 def distance(size):

@@ -5,25 +5,34 @@
 # %% auto #0
 __all__ = ['psf', 'deconvolve', 'respike']
 
-# %% ../../nbs/module1_sunflowers/e_optics.ipynb #ea88357c
+# %% ../../nbs/module1_sunflowers/e_optics.ipynb #480ec195
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 import numpy as np
 from .channels import get_channel
 
 # %% ../../nbs/module1_sunflowers/e_optics.ipynb #cfc9c0c5
-@lru_cache(2)
 def psf(channel,         # an EUV channel of AIA
         folder=None,     # where it is kept as psf_171.npy, and made if it is not there
        ) -> np.ndarray:
-    "Point spread function, float32 [4096, 4096], centred at pixel (2048, 2048), sum 1"
+    "Point spread function, float32 [4096, 4096], centred at pixel (2048, 2048), row 0 at the bottom as in FITS, sum 1"
+    with _ONE_AT_A_TIME: return _psf(channel, folder)      # threads that want the same one wait for it
+
+_ONE_AT_A_TIME = Lock()
+
+@lru_cache(2)
+def _psf(channel, folder):
     path = folder and Path(folder) / f'psf_{get_channel(channel).name}.npy'
     if path and path.exists(): return np.load(path)
+    if path: path.parent.mkdir(parents=True, exist_ok=True)
     try: import aiapy.psf, astropy.units as u
     except ImportError as e: raise ImportError('the PSF of AIA needs aiapy: pip install "search_sdo[calibration]"') from e
     spread = aiapy.psf.calculate_psf(get_channel(channel).wavelength * u.angstrom).astype(np.float32)
-    if path: np.save(path, spread)
+    if path:
+        np.save(path.with_suffix('.part.npy'), spread)
+        path.with_suffix('.part.npy').replace(path)
     return spread
 
 # %% ../../nbs/module1_sunflowers/e_optics.ipynb #fab3a550

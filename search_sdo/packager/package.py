@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['log', 'KEEPBITS', 'CHUNK', 'FORMAT', 'COORDINATES', 'bit_round', 'open_array', 'create_array', 'shard_file',
-           'read_journal', 'packed', 'append_journal', 'list_sources', 'source_name', 'prepare', 'store', 'store_all',
-           'catalogue_from', 'cut', 'Package', 'build_package', 'open_package', 'verify']
+           'read_journal', 'packed', 'open_journal', 'append_journal', 'list_sources', 'source_name', 'prepare',
+           'store', 'store_all', 'catalogue_from', 'cut', 'Package', 'build_package', 'open_package', 'verify']
 
-# %% ../../nbs/module1_sunflowers/05_package.ipynb #1a2215d2
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #a520d8d7
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -23,7 +25,7 @@ import numpy as np
 from .calibrate import RADIUS, Calibration, harmonise, harmonised_disk
 from .channels import get_channel, stretch
 from .frame import READERS, Frame, fit_limb, measured, read_frame
-from .quality import inspect, measure, review
+from .quality import find_faults, measure, review
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +36,19 @@ KEEPBITS = 12  # bits of the mantissa that are kept
 def bit_round(values,                   # float32, any shape
               keepbits=KEEPBITS):
     "`values` rounded to `keepbits` bits of mantissa: off by at most 2**-(keepbits+1) of themselves; NaN stays NaN"
+    if not 1 <= keepbits <= 22: raise ValueError(f'keepbits: {keepbits}, expected 1 to 22')
     drop, bits = 23 - keepbits, np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(1 << (drop - 1))) & np.uint32(0xffffffff << drop & 0xffffffff)
     finite = np.isfinite(values)
     return rounded.view(np.float32) if finite.all() else np.where(finite, rounded.view(np.float32), values)
 
-# %% ../../nbs/module1_sunflowers/05_package.ipynb #117d14c5
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #188b3894
 CHUNK = 64  # px, side of the squares that can be read alone
 
 _ONE_AT_A_TIME = Lock()  # Zarr's configuration is one for all threads
 
 @contextmanager
-def _fast(threads=None):
+def _zarrs(threads=None):
     "Arrays opened inside it use zarrs, Zarr's codec pipeline in Rust, here 6 to 20 times faster than the default"
     import zarr, zarrs
     with _ONE_AT_A_TIME, zarr.config.set({'codec_pipeline.path': 'zarrs.ZarrsCodecPipeline', 'threading.max_workers': threads}): yield
@@ -54,17 +57,17 @@ def open_array(path,             # folder of the Zarr group
                threads=None):    # that share the work on one frame; with 1 the same frame always gives the same bytes
     "The array of frames that `create_array` made"
     import zarr
-    with _fast(threads): return zarr.open_group(path, mode='r+', use_consolidated=False)['frames']
+    with _zarrs(threads): return zarr.open_group(path, mode='r+', use_consolidated=False)['frames']
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #d8009baa
 def create_array(path,       # folder of the Zarr group
                  size,       # px, side of the frames
-                ):
-    "An empty Zarr v3 array [0, size, size] named `frames`: one shard per frame, chunks of 64 px"
+                 **about):   # what else is to be written on the lid
+    "An empty Zarr v3 array [0, size, size] named `frames`: one shard per frame, chunks of 64 px (of `size`, if that is no multiple of 64)"
     import zarr
     chunk = CHUNK if size % CHUNK == 0 else size
-    about = dict(format=FORMAT, size=size, rsun_px=RADIUS * size, center_px=(size - 1) / 2, north='up', relative_error=2.0 ** -(KEEPBITS + 1))
-    with _fast():
+    about |= dict(format=FORMAT, size=size, rsun_px=RADIUS * size, center_px=(size - 1) / 2, north='up', relative_error=2.0 ** -(KEEPBITS + 1))
+    with _zarrs():
         group = zarr.open_group(path, mode='a', attributes=about)
         return group.create_array('frames', shape=(0, size, size), shards=(1, size, size), chunks=(1, chunk, chunk), dtype='float32', attributes=dict(coordinates=' '.join(COORDINATES)),
                                   fill_value=float('nan'), dimension_names=('frame', 'y', 'x'), compressors=zarr.codecs.BloscCodec(cname='lz4', clevel=5, shuffle='bitshuffle'))
@@ -80,14 +83,16 @@ def shard_file(path,     # folder of the Zarr group
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #3ed5e08e
 def read_journal(path):      # a package's journal.jsonl
-    "The entries of a journal, oldest first, and the length in bytes of what could be read"
+    "The entries of a journal, oldest first, and the length in bytes of what could be read; `ValueError` if it is damaged"
     entries, length = [], 0
-    if Path(path).exists():
-        for line in Path(path).read_bytes().splitlines(keepends=True):
-            try: entry = json.loads(line) if line.endswith(b'\n') else None
-            except ValueError: entry = None
-            if entry is None: break
-            entries.append(entry); length += len(line)
+    lines = Path(path).read_bytes().splitlines(keepends=True) if Path(path).exists() else []
+    for n, line in enumerate(lines, start=1):
+        try: entry = json.loads(line) if line.endswith(b'\n') else None
+        except ValueError: entry = None
+        if not isinstance(entry, dict):
+            if n == len(lines): break
+            raise ValueError(f'{path}: line {n} of {len(lines)} is damaged. Bring the file back from a copy, or build the package anew in another folder')
+        entries.append(entry); length += len(line)
     return entries, length
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #e83c28e6
@@ -95,6 +100,15 @@ def packed(entries):         # of a journal
     "The entries of frames that are in the array, in the order of their rows"
     last = {e['row']: e for e in entries if 'row' in e}
     return [last[row] for row in sorted(last)]
+
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #5da616b9
+@contextmanager
+def open_journal(path):      # a package's journal.jsonl
+    "The journal, open for appending by nobody else; `OSError` if another program has it"
+    with open(path, 'ab') as file:
+        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: raise OSError(errno.EBUSY, 'another program is packaging into this folder. Wait until it is done, or choose another folder', str(Path(path).parent)) from None
+        yield file
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #746779bc
 def append_journal(file,       # open for appending, binary
@@ -110,7 +124,7 @@ def list_sources(frames):    # a folder, a path, a `Frame`, or an iterable of pa
     given, found = [frames] if isinstance(frames, (Frame, str, Path)) else list(frames), []
     for f in given:
         if isinstance(f, Frame): found.append(f)
-        elif Path(f).is_dir(): found += sorted(p.resolve() for p in Path(f).iterdir() if p.suffix.lower() in READERS)
+        elif Path(f).is_dir(): found += sorted(p.resolve() for p in Path(f).rglob('*') if p.suffix.lower() in READERS and p.is_file())
         elif Path(f).is_file(): found.append(Path(f).resolve())
         else: raise FileNotFoundError(f'{f}: no such file or folder')
     if not found: raise ValueError(f'{", ".join(map(str, given)) or "sources"}: no frames in it; expected files ending in {", ".join(READERS)}')
@@ -125,9 +139,9 @@ def prepare(source, size, calibration=Calibration()):
     "Harmonised pixels [size, size] and journal entry of one source; raises what `read_frame` raises"
     frame = source if isinstance(source, Frame) else read_frame(source)
     if not measured(frame.data): raise ValueError(f'{source_name(source)}: not one pixel was measured, all are NaN. Leave it out')
-    d, even = frame.disk, harmonise(frame, size, calibration)
-    measures = measure(even)
-    row = dict(source=source_name(source), time=frame.time.isoformat(), channel=frame.channel, unit=even.unit, reasons=inspect(frame, even, measures),
+    even = harmonise(frame, size, calibration)
+    d, measures = even.meta['source_disk'], measure(even)
+    row = dict(source=source_name(source), time=frame.time.isoformat(), channel=frame.channel, unit=even.unit, reasons=find_faults(replace(frame, disk=d), even, measures),
                b0=frame.meta.get('b0'), exptime=frame.meta.get('exptime'), source_size=frame.shape[1], source_x=d.x, source_y=d.y, source_radius=d.radius, source_roll=d.roll,
                degradation=even.meta['sensitivity'], calibration=even.meta['calibration'], brightness=measures['brightness'], sharpness=measures['sharpness'])
     return bit_round(even.data), {k: None if v != v else v for k, v in row.items()}      # JSON knows no NaN
@@ -136,7 +150,7 @@ def prepare(source, size, calibration=Calibration()):
 def store(source, path, row, size, calibration):
     "Prepare one source and write it as frame `row` of the Zarr group at `path`; its journal entry, or why it cannot be read"
     try: pixels, entry = prepare(source, size, calibration)
-    except (ValueError, OSError) as e: return e
+    except (ValueError, OSError) as e: return e if source_name(source) in str(e) else ValueError(f'{source_name(source)}: {e}')
     array, file = open_array(path, threads=1), shard_file(path, row)
     array[row] = pixels
     with open(file, 'rb') as f:
@@ -166,7 +180,7 @@ def _write(path, journal, entries, sources, rows, size, how):
             if moment in seen: found = ValueError(f'{name}: same channel and time as {seen[moment]}')
             seen.setdefault(moment, name)
         if isinstance(found, Exception):
-            log.warning('left out: %s', found)
+            log.info('left out: %s', found)
             append_journal(journal, dict(source=name, reason=str(found)))
         else:
             if row != free[0]:
@@ -210,7 +224,7 @@ def cut(read,         # called with a slice of rows and one of columns
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #6ae118f9
 class Package:
-    "A folder of harmonised frames: `frames.zarr`, `frames.parquet` (the catalogue), `skipped.parquet`, `README.md`, `croissant.json`"
+    "A folder of harmonised frames: `frames.zarr`, `frames.parquet` (the catalogue), `skipped.parquet`, `journal.jsonl` (to go on), `README.md`, `croissant.json`"
     def __init__(self, path, catalogue, skipped, array, disk=None):
         self.path, self.catalogue, self.skipped, self.array = Path(path), catalogue, skipped, array
         self.size = array.shape[1]
@@ -239,10 +253,11 @@ class Package:
     def stacks(self, channels, tolerance='6min'):
         "DataFrame with, for each moment that all of `channels` have, its time and per channel the number of the good frame nearest to it"
         from search_sdo.packager.sources import match_channels
-        c, lacking = self.catalogue, [c for c in channels if c not in set(self.catalogue.channel)]
+        channels, c = [get_channel(name).name for name in channels], self.catalogue
+        lacking = [name for name in channels if name not in set(c.channel)]
         if lacking: raise ValueError(f'channel {lacking[0]!r}: not in {self.path}, which holds {", ".join(sorted(c.channel.unique()))}')
         found = match_channels(c[(c.quality == '') & c.channel.isin(channels)], tolerance)
-        return found.reindex(columns=list(channels)).dropna().astype(int).reset_index()
+        return found.reindex(columns=channels).dropna().astype(int).reset_index()
     def read_stack(self, frames, row=0, col=0, size=None):
         "float32 [len(frames), size, size]: the same window of several frames, as in a row of `stacks`"
         return np.stack([self.read(int(i), row, col, size) for i in frames])
@@ -255,32 +270,45 @@ class Package:
         import xarray
         return xarray.open_zarr(self.path / 'frames.zarr')
 
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #295c648b
+def _plan(path, entries, sources):
+    "(entries that hold, sources to do, rows for them, rows in all) for the Zarr group at `path`"
+    kept = [e for e in packed(entries) if shard_file(path, e['row']).exists()]
+    done, count = {e['source'] for e in kept}, len(packed(entries))
+    todo = [s for s in sources if source_name(s) not in done]
+    lost = sorted(set(range(count)) - {e['row'] for e in kept})
+    return kept, todo, (lost + list(range(count, count + len(todo))))[:len(todo)], max(count, len(kept) + len(todo))
+
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #1811060b
 def build_package(frames, path, size=1024, workers=None, calibration=Calibration(), client=None):
     "Package `frames` (folder, paths or `Frame`s) at `path`; a build that was stopped, or is given more frames, goes on"
     path, sources = Path(path), list_sources(frames)
+    if size < 16: raise ValueError(f'size: {size} px, expected 16 or more')
+    if path.exists() and not path.is_dir(): raise FileExistsError(errno.EEXIST, 'a file of that name is in the way. Choose another folder', str(path))
     path.mkdir(parents=True, exist_ok=True)
-    entries, length = read_journal(path / 'journal.jsonl')
-    zarr, array = path / 'frames.zarr', _array_for(path, size)
-    kept = [e for e in packed(entries) if shard_file(zarr, e['row']).exists()]
-    done, count = {e['source'] for e in kept}, len(packed(entries))
-    todo = [s for s in sources if source_name(s) not in done]
-    rows = sorted(set(range(count)) - {e['row'] for e in kept}) + list(range(count, len(kept) + len(todo)))
-    workers = workers or (os.cpu_count() if client is None else sum(client.nthreads().values()))
+    how = dict(calibration=calibration, client=client, workers=workers or (os.cpu_count() if client is None else sum(client.nthreads().values())))
     try:
-        array.resize((max(count, len(kept) + len(todo)), size, size))
-        with open(path / 'journal.jsonl', 'ab') as journal:
+        with open_journal(path / 'journal.jsonl') as journal:
+            entries, length = read_journal(path / 'journal.jsonl')
+            array = _array_for(path, size, calibration, len(packed(entries)))
+            kept, todo, rows, count = _plan(path / 'frames.zarr', entries, sources)
+            array.resize((count, size, size))
             journal.truncate(length)
-            _write(zarr, journal, kept, todo, rows[:len(todo)], size, dict(calibration=calibration, workers=workers, client=client))
-        return _finish(path, array)
+            _write(path / 'frames.zarr', journal, kept, todo, rows, size, how)
+            return _finish(path, array)
     except Exception as e: raise _disk_full(path, e) or e
 
-def _array_for(path, size):
-    "The array of the package at `path`, new or old; `ValueError` if the old one does not fit"
-    if not (path / 'frames.zarr/frames/zarr.json').exists(): return create_array(path / 'frames.zarr', size)
+def _array_for(path, size, calibration, noted):
+    "The array of the package at `path`, new or old; `ValueError` if the old one does not fit what is asked for, or the `noted` frames"
+    import pandas as pd
+    if not (path / 'frames.zarr/frames/zarr.json').exists(): return create_array(path / 'frames.zarr', size, calibration=asdict(calibration))
     array, about = open_array(path / 'frames.zarr'), json.loads((path / 'frames.zarr/zarr.json').read_text())['attributes']
+    other = 'Build it anew in another folder'
+    if about.get('format') != FORMAT: raise ValueError(f'{path}: made by another version of search_sdo (format {about.get("format", 1)}, this one writes {FORMAT}). {other}')
     if array.shape[1] != size: raise ValueError(f'{path}: holds frames of {array.shape[1]} px, size={size} was asked for. Use size={array.shape[1]} or another folder')
-    if about.get('format') != FORMAT: raise ValueError(f'{path}: made by another version of search_sdo (format {about.get("format", 1)}, this one writes {FORMAT}). Build it anew in another folder')
+    if about['calibration'] != asdict(calibration): raise ValueError(f'{path}: made with {Calibration(**about["calibration"])}, {calibration} was asked for. Use the same, or another folder')
+    listed = len(pd.read_parquet(path / 'frames.parquet', columns=['frame'])) if (path / 'frames.parquet').exists() else 0
+    if noted < listed: raise ValueError(f'{path / "journal.jsonl"}: lists {noted} frames, the catalogue {listed}. Bring the file back from a copy; without it the package can be read, but not continued')
     return array
 
 def _disk_full(path, error):
@@ -295,7 +323,10 @@ def _finish(path, array):
     from search_sdo.packager.cards import croissant, data_card
     entries, _ = read_journal(path / 'journal.jsonl')
     array.resize((len(packed(entries)), *array.shape[1:]))
+    for e in packed(entries):
+        if not shard_file(path / 'frames.zarr', e['row']).exists(): e['reasons'].append(('its file is lost', 0.0))
     catalogue, skipped = catalogue_from(entries)
+    if len(skipped): log.warning('%d sources were left out, see skipped.parquet; the first: %s', len(skipped), skipped.reason[0])
     if not len(catalogue): raise ValueError(f'{path}: not one of {len(skipped)} files could be packaged; the first: {skipped.reason[0]}')
     with _whole(path / 'frames.parquet') as part: catalogue.to_parquet(part)
     with _whole(path / 'skipped.parquet') as part: skipped.to_parquet(part)
@@ -337,7 +368,8 @@ def open_package(path):
     path = Path(path)
     for name in ('frames.parquet', 'skipped.parquet', 'frames.zarr/zarr.json', 'frames.zarr/frames/zarr.json'):
         if not (path / name).exists(): raise FileNotFoundError(f'{path / name}: missing, so {path} is not a finished package. Build it with: search-sdo package SRC {path}')
-    return Package(path, pd.read_parquet(path / 'frames.parquet'), pd.read_parquet(path / 'skipped.parquet'), open_array(path / 'frames.zarr'))
+    try: return Package(path, pd.read_parquet(path / 'frames.parquet'), pd.read_parquet(path / 'skipped.parquet'), open_array(path / 'frames.zarr'))
+    except (ValueError, OSError) as e: raise ValueError(f'{path}: its catalogue cannot be read ({e}). Give the same sources to `search-sdo package` again: it is made anew from journal.jsonl') from e
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #048ca6ea
 def verify(package,          # a `Package`

@@ -328,7 +328,8 @@ def label(sun, tiles, size=None):    # a `Tiles`, or its table together with the
     "Class of each tile: active_region, coronal_hole, filament, quiet_sun, limb or off_disk; disk radius 0.4 × size"
     table, size = getattr(tiles, 'table', tiles), size or tiles.package.size
     within = (np.arange(5) + .5) / 5
-    at = lambda corner: (np.asarray(corner, float)[:, None] + within * np.asarray(table['size'], float)[:, None] - size / 2) / (.4 * size)
+    side = np.asarray(table['size'] * table.get('scale', 1), float)[:, None]
+    at = lambda corner: (np.asarray(corner, float)[:, None] + within * side - size / 2) / (.4 * size)
     x, y = np.broadcast_arrays(at(table['col'])[:, None, :], -at(table['row'])[:, :, None])
     x, y, found = x.reshape(-1, 25), y.reshape(-1, 25), np.empty(len(table), object)
     for time, rows in table.groupby('time').indices.items():

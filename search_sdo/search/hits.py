@@ -65,24 +65,23 @@ def hit_maps(hits) -> list:
     "One sunpy map per hit: the tile, cut out of its frame's map, with coordinates"
     import astropy.units as u
     maps = []
-    for hit in hits.table.itertuples():
-        bottom = hits.package.size - hit.row - hit.size
-        corners = [[hit.col, bottom], [hit.col + hit.size - 1, bottom + hit.size - 1]] * u.pix
-        maps.append(hits.package.frame(hit.frame).to_map().submap(corners[0], top_right=corners[1]))
+    for frame, (x0, y0, x1, y1) in zip(hits.table.frame, Tiles(hits.table, hits.package).boxes()):
+        corners = [[x0, hits.package.size - y1], [x1 - 1, hits.package.size - 1 - y0]] * u.pix
+        maps.append(hits.package.frame(frame).to_map().submap(corners[0], top_right=corners[1]))
     return maps
 
 # %% ../../nbs/module3_sunbird/03_search.ipynb #af6448f0
 @dataclass(eq=False)
 class Hits:
     "The answer to a question: `table` has one row per hit, best first"
-    table: pd.DataFrame     # rank, similarity, tile, time, channel, frame, row, col, size, lon, lat, mu
+    table: pd.DataFrame     # rank, similarity, tile, time, channel, frame, row, col, size, scale, lon, lat, mu
     asked: object           # the `Query`
     package: object         # the `Package` that holds the pixels
 
     @classmethod
     def of(cls, tiles, ids, similarity, asked) -> 'Hits':
         "Hits from `tiles`, given the numbers of those found and their similarity, best first"
-        where = tiles.table.iloc[ids][['time', 'channel', 'frame', 'row', 'col', 'size', 'lon', 'lat', 'mu']].reset_index(drop=True)
+        where = tiles.table.iloc[ids][['time', 'channel', 'frame', 'row', 'col', 'size', 'scale', 'lon', 'lat', 'mu']].reset_index(drop=True)
         found = pd.DataFrame(dict(rank=np.arange(1, len(ids) + 1), similarity=similarity, tile=ids))
         return cls(pd.concat([found, where], axis=1), asked, tiles.package)
 
