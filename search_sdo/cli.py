@@ -52,7 +52,7 @@ def fetch(source: Annotated[str, typer.Argument(help='synoptic, jsoc, vso, helio
           dry_run: Annotated[bool, typer.Option('--dry-run', help='Only say how many files, how large, how long.')] = False,
           email: Annotated[str | None, typer.Option(help='Your address as registered at JSOC (for jsoc).')] = None,
           connections: Annotated[int, typer.Option(min=1, help='Lines at once, at most 8 of them to one host.')] = 16,
-          base: Annotated[str | None, typer.Option(metavar='URL', help='Another server with the same addresses.')] = None):
+          base: Annotated[str | None, typer.Option(metavar='URL', help='Another server with the same addresses, as in http://localhost:8000; for one archive.')] = None):
     "Fetch pictures of the Sun from an archive."
     from search_sdo.packager.fetch import estimate
     from search_sdo.packager.sources import get_source
@@ -71,7 +71,7 @@ def say_what_came(report) -> int:    # from a source's fetch
     for row in lost[:10].itertuples(): typer.echo(f'  missing: {row.name}: {row.reason}')
     if len(lost) > 10: typer.echo(f'  and {len(lost) - 10} more, in {report.folder / "manifest.csv"}')
     if again: typer.echo(f'Run the same command again to try {again} of them once more')
-    return int(again > 0)
+    return int(again > 0 or report.done.empty)
 
 # %% ../nbs/cli.ipynb #4bf9ea1d
 @app.command(epilog='Example: search-sdo gaps frames --cadence 1d --save gaps.png')

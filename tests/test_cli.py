@@ -137,6 +137,13 @@ def test_what_did_not_come_is_said_and_the_exit_code_tells(archive, tmp_path, ca
     assert stop.value.code == 0 and "Fetched 4 of 5 files" in capsys.readouterr().out
 
 
+def test_if_nothing_came_the_exit_code_tells(archive, tmp_path, capsys):
+    archive.left |= {f"AIA2012010{day}_0000_0171.fits": [404] for day in (1, 2)}
+    with pytest.raises(SystemExit) as stop:
+        main(["fetch", "synoptic", *TWO_DAYS[:4], "--to", str(tmp_path)])
+    assert stop.value.code == 1 and "Fetched 0 of 2 files" in capsys.readouterr().out
+
+
 def test_several_sources_are_a_chain(archive, tmp_path, capsys):
     (tmp_path / "old").mkdir()
     (tmp_path / "old/20120102_000000_aia_171.fits").write_bytes(fits_of("x"))
@@ -218,6 +225,10 @@ def test_help_has_an_example(command):
     (["fetch", "stanford", *TWO_DAYS], "source 'stanford': neither a folder nor one of synoptic, jsoc, vso"),
     (["fetch", "synoptic", "--start", "2012-02-30", "--end", "2012-03-01", "--to", "x"], "start='2012-02-30': not a date"),
     (["fetch", "synoptic", "--start", "2012-03-01", "--end", "2012-02-01", "--to", "x"], "not after start"),
+    (["fetch", "synoptic", "--start", "01/02/2012", "--end", "2012-03-01", "--to", "x"], "start='01/02/2012': not a date"),
+    (["fetch", "synoptic", *TWO_DAYS, "--base", "localhost"], "base='localhost': not an address; expected one as in http://localhost:8000"),
+    (["fetch", "synoptic,helioviewer", *TWO_DAYS, "--base", "http://localhost"], "base: one server for synoptic and helioviewer"),
+    (["fetch", "synoptic", *TWO_DAYS[:4], "--to", "{work}/package/README.md"], "README.md: no folder to write to (File exists). Choose another one"),
     (["fetch", "synoptic", *TWO_DAYS, "--cadence", "daily"], "cadence='daily': not a span of time"),
     (["fetch", "synoptic", *TWO_DAYS, "--channels", "171,hmi_m"], "channel 'hmi_m': not in synoptic"),
     (["fetch", "synoptic", *TWO_DAYS, "--connections", "0"], "Invalid value for '--connections'"),

@@ -221,6 +221,33 @@ def test_two_at_once_in_one_folder_are_refused(tmp_path):
     fetch.open_jobs(tmp_path).close()
 
 
+def test_a_folder_that_cannot_be_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "file").write_text("")
+    with FaultServer() as server:
+        for folder in (tmp_path / "file", tmp_path / "file/in"):
+            with pytest.raises(OSError, match=f"{folder}: no folder to write to .*. Choose another one"):
+                quick(table_of(server, 1), folder)
+
+
+def test_a_list_that_cannot_be_opened_is_named_with_the_remedy(tmp_path):
+    "As in a folder that is not ours; root may write anywhere, so something stands in the way"
+    (tmp_path / "fetch.sqlite").mkdir()
+    with FaultServer() as server, pytest.raises(OSError, match="fetch.sqlite: unable to open database file. .*choose another folder"):
+        quick(table_of(server, 1), tmp_path)
+
+
+def test_a_full_disk_under_the_list_is_said_and_undone(tmp_path):
+    db = fetch.open_jobs(tmp_path)
+    order = "INSERT INTO files (name, reason) VALUES (?, ?)"
+    fetch.write(db, order, [("first", "")])
+    db.execute("PRAGMA max_page_count = 6")
+    with pytest.raises(OSError, match="fetch.sqlite: database or disk is full. What came is kept: make room, then fetch again"):
+        fetch.write(db, order, [(f"{i}", "x" * 1000) for i in range(50)])
+    fetch.write(db, order, [("second", "")])
+    assert fetch.read_jobs(db).name.tolist() == ["first", "second"]
+    db.close()
+
+
 def test_a_table_grows_and_the_manifest_knows_all(tmp_path):
     with FaultServer() as server:
         table = table_of(server, 9)
@@ -251,6 +278,29 @@ def test_a_table_that_is_none_is_named(tmp_path):
         quick(table.drop(columns="url"), tmp_path)
     with pytest.raises(ValueError, match=f"{table.name[0]}.: there twice"):
         quick(pd.concat([table, table]), tmp_path)
+
+
+def test_a_manifest_is_a_table(tmp_path):
+    "Read with pandas, its times are text and its channels numbers"
+    with FaultServer() as server:
+        table = table_of(server, 3)
+        quick(table, tmp_path / "a")
+        report = quick(pd.read_csv(tmp_path / "a/manifest.csv"), tmp_path / "b")
+    assert report.missing.empty and report.table.time.tolist() == table.time.tolist() and set(report.table.channel) == {"171"}
+    assert (tmp_path / "a/manifest.csv").read_bytes() == (tmp_path / "b/manifest.csv").read_bytes()
+
+
+def test_sizes_may_be_unknown(tmp_path):
+    with FaultServer() as server:
+        table = table_of(server, 2)
+        assert quick(table.drop(columns="bytes"), tmp_path).done.bytes.tolist() == [len(fits_of(n)) for n in table.name]
+
+
+@pytest.mark.parametrize("times, says", [("noon", "table: not all of the column time are times"), (pd.NaT, "_aia_171.fits has no time; leave the row out"),
+                                         (None, "_aia_171.fits has no time")])
+def test_rows_without_a_time_are_named(times, says, tmp_path):
+    with FaultServer() as server, pytest.raises(ValueError, match=says):
+        quick(table_of(server, 2).assign(time=times), tmp_path)
 
 
 @pytest.mark.parametrize("argument", ["connections", "per_host", "tries"])
@@ -340,6 +390,12 @@ def test_an_estimate_counts_only_what_is_not_there(tmp_path):
     assert whole.files == 10 and whole.bytes == pytest.approx(10 * 20e3)
     (tmp_path / table.name[0]).write_bytes(b"x")
     assert estimate(table, tmp_path).files == 9 and "9 files" in repr(estimate(table, tmp_path))
+    assert estimate(table[:0], tmp_path).files == estimate(table[:0]).files == 0
+
+
+@pytest.mark.parametrize("seconds, says", [(0.2, "and 1 s)"), (59, "and 59 s)"), (150, "and 2 min)"), (7200, "and 2 h)"), (4e5, "and 5 days)")])
+def test_an_estimate_speaks_of_time_in_words(seconds, says):
+    assert f"({fetch.Estimate(1, 1e6, seconds)})".endswith(says)
 
 
 # what is accepted

@@ -1,5 +1,6 @@
 """Sources: what they find, the chain that goes on when one is down, and the audit of gaps."""
 import shutil
+from datetime import datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,8 @@ from real_data import DATA, needs_data
 from search_sdo.packager import download
 from search_sdo.packager.channels import CHANNELS
 from search_sdo.packager.frame import channel_from_name, time_from_name
-from search_sdo.packager.sources import (COLUMNS, LocalFiles, Source, Synoptic, audit, file_name, find_gaps, first_of, get_source, make_table,
-                                         match_channels, match_times, show_gaps, span, steps, synoptic_url, usual_step)
+from search_sdo.packager.sources import (COLUMNS, LocalFiles, Source, Synoptic, audit, channel_names, date, file_name, find_gaps, first_of, get_source,
+                                         make_table, match_channels, match_times, pair_off, show_gaps, span, steps, synoptic_url, usual_step)
 from search_sdo.packager.synthetic import SmallSun
 
 T = pd.Timestamp
@@ -61,6 +62,36 @@ def test_nonsense_is_refused_in_words(wish, says):
     assert says in str(error.value)
 
 
+@pytest.mark.parametrize("value", [2012, 20120101, 1.5e9, True, np.int64(2012), "02/01/2012", "31/01/2012", "1.2.2012", "Jan 2012", "now", "2012-13", "2012-1-1", "12-01-31",
+                                   "2012-01-31T25:00", "1325376000", "", "NaT", pd.NaT, np.datetime64("NaT"), ["2012"]])
+def test_what_could_be_misread_is_no_date(value):
+    with pytest.raises(ValueError, match="start=.*: not a date; expected one as in 2012-01-31"):
+        date("start", value)
+
+
+@pytest.mark.parametrize("value", ["2012", "2012-01", "2012-01-01", "2012-01-01T00", "2012-01-01 00:00", "20120101T000000", " 2012-01-01T00:00:00.000Z", "2012-01-01T01:00+01:00",
+                                   datetime(2012, 1, 1), datetime(2012, 1, 1).date(), np.datetime64("2012-01-01"), T("2012-01-01"), T("2012-01-01", tz="UTC")])
+def test_dates_in_iso_form_and_moments(value):
+    assert date("start", value) == T("2012-01-01")
+
+
+@pytest.mark.parametrize("cadence", [pd.Timedelta(0), pd.Timedelta(-1, "D"), pd.NaT, pd.Timedelta(1, "ms"), timedelta(0), np.timedelta64(0, "s")])
+def test_a_cadence_that_leads_nowhere_is_refused(cadence):
+    with pytest.raises(ValueError, match="cadence=.*: not a span of time of 1 s or more"):
+        steps("2012", "2013", cadence)
+    with pytest.raises(ValueError, match="not a span of time of 0 s or more"):
+        match_times([T("2012")], [T("2012")], pd.Timedelta(-1, "D"))
+    assert len(steps("2012-01-01", "2012-01-02", timedelta(hours=6))) == len(steps("2012-01-01", "2012-01-02", np.timedelta64(6, "h"))) == 4
+
+
+def test_a_channel_is_named_in_one_way_everywhere():
+    assert all(channel_names(c) == ["171"] for c in (171, "171", "aia_171", np.int64(171), [171], ("AIA 171",), np.array([171])))
+    table = frames(pd.to_datetime(["2012-01-01", "2012-01-03"]))
+    for channels in (171, "171", "aia_171", [171], ["171"]):
+        assert len(Synoptic().find("2012-01-01", "2012-01-03", channels=channels)) == 2
+        assert find_gaps(table, "1d", channels=channels).missing.tolist() == audit(table, "1d", channels=channels).missing.tolist() == [1]
+
+
 def test_spans():
     assert [span("x", s).total_seconds() for s in ("12s", "2min", "1.5h", " 3 d ")] == [12, 120, 5400, 259200]
 
@@ -105,6 +136,12 @@ def test_synoptic_over_its_protocol(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("*.fits")) == sorted(table.name)
 
 
+@pytest.mark.parametrize("base", ["localhost", "localhost:8000", "jsoc1.stanford.edu/data", "/data/synoptic", "ftp://sun"])
+def test_a_base_that_is_no_address_is_refused(base):
+    with pytest.raises(ValueError, match=f"base='{base}': not an address; expected one as in http://localhost:8000"):
+        Synoptic(base)
+
+
 def test_an_archive_that_has_moved_names_the_pattern(tmp_path, caplog):
     with FaultServer(chance(0, lost=1)) as server:
         source = Synoptic(server.url)
@@ -132,6 +169,28 @@ def test_match_times_takes_columns_of_any_resolution():
     have = pd.Series(pd.to_datetime(["2012-01-02", "2012-01-01"])).astype("datetime64[s]")
     assert match_times(have, [T("2012-01-01 00:00:30")], "1min").tolist() == [1]
     assert match_times(have, [T("2012-01-01 00:00:30")], "29s").tolist() == [-1]
+
+
+def test_no_partner_serves_twice_and_the_nearest_gets_it():
+    rng = np.random.default_rng(0)
+    for n in (0, 1, 5, 60):
+        have, wanted = (T("2012-01-01") + pd.to_timedelta(rng.choice(10_000, k, replace=False), unit="s") for k in (n, 40))
+        at, want = pair_off(have, wanted, "300s"), match_times(have, wanted, "300s")
+        assert set(at[at >= 0]) == set(want[want >= 0]) and len(set(at[at >= 0])) == (at >= 0).sum()
+        for row in set(at[at >= 0]):
+            rivals = np.flatnonzero(want == row)
+            assert abs(wanted[rivals] - have[row]).argmin() == list(rivals).index(np.flatnonzero(at == row)[0])
+
+
+def test_half_a_step_beside_the_grid_nearly_everybody_has_a_partner():
+    noon, midnight = (pd.date_range(first, periods=9, unit="ns") for first in ("2012-01-01T12:00", "2012-01-01"))
+    assert (pair_off(noon, midnight, "12h") >= 0).sum() == 8
+
+
+def test_channels_of_no_rows_match_nothing():
+    together = match_channels(make_table())
+    assert len(together) == 0 and len(together.columns) == 0 and together.index.name == "time"
+    assert len(together.reindex(columns=["171"]).dropna().astype(int).reset_index()) == 0  # as Package.stacks does
 
 
 def test_match_channels_pairs_and_reports(caplog):
@@ -178,6 +237,35 @@ def test_local_files_nearest_to_each_step_are_copied(disk, tmp_path):
     report = source.fetch(table, tmp_path / "to", progress=False)
     assert report.missing.empty and len(list((tmp_path / "to").glob("*.fits"))) == 10
     assert (tmp_path / "to" / table.name[0]).read_bytes() == (disk / "171" / table.name[0]).read_bytes()
+
+
+def test_files_of_one_name_in_two_folders_are_two_pictures(tmp_path, caplog):
+    for day in ("2014-01-01", "2014-01-02"):
+        (tmp_path / day).mkdir()
+        SmallSun().frame(day, size=64).to_map().save(tmp_path / day / "sun.fits")
+    source = LocalFiles(tmp_path)
+    table = source.files()
+    assert table.name.tolist() == ["20140101_000000_aia_171.fits", "20140102_000000_aia_171.fits"] and not caplog.text
+    report = source.fetch(source.find("2014-01-01", "2014-01-03"), tmp_path / "to", progress=False)
+    for row in report.done.itertuples():
+        assert (tmp_path / "to" / row.name).read_bytes() == (tmp_path / f"{row.time:%Y-%m-%d}" / "sun.fits").read_bytes()
+    assert len(report.done) == 2
+
+
+def test_a_second_copy_of_a_picture_is_left_out_and_said(disk, tmp_path, caplog):
+    shutil.copytree(disk / "171", tmp_path / "a")
+    shutil.copytree(disk / "171", tmp_path / "b")
+    assert len(LocalFiles(tmp_path).files()) == 10
+    assert "left out: 10 files of a moment and channel that another file has" in caplog.text
+
+
+def test_links_to_nowhere_and_folders_with_a_files_name_are_no_pictures(disk, tmp_path, caplog):
+    shutil.copytree(disk / "171", tmp_path / "disk")
+    (tmp_path / "disk/20150101_000000_aia_171.fits").symlink_to(tmp_path / "gone.fits")
+    (tmp_path / "disk/no_time.fits").symlink_to(tmp_path / "gone.fits")
+    (tmp_path / "disk/20160101_000000_aia_171.fits").mkdir()
+    assert len(LocalFiles(tmp_path).files()) == 10
+    assert caplog.text.count("left out: ") == 2 and "20150101_000000_aia_171.fits" in caplog.text
 
 
 def test_a_folder_that_is_not_there_is_named():
@@ -238,6 +326,41 @@ def test_a_source_that_breaks_while_fetching_is_replaced(tmp_path):
     assert set(report.done.source) == {"b"} and len(report.done) == 3 and report.missing.empty
 
 
+def test_one_substitute_does_not_answer_for_six(tmp_path):
+    "Nothing vanishes from the report: six were wanted, one came, five did not"
+    class Dies(Listed):
+        def fetch(self, table, folder, **how):
+            raise ConnectionError("gone")
+    times = pd.date_range("2012-01-01", periods=6, freq="2min", unit="ns")
+    with FaultServer() as server:
+        chain = first_of(Dies("a", frames(times)), Listed("b", frames(times[2:3] + pd.Timedelta("10s")), server.url))
+        table = chain.find(times[0], times[-1] + pd.Timedelta("1s"), "2min")
+        report = chain.fetch(table, tmp_path, progress=False)
+    assert len(table) == len(report.table) == 6 and len(report.done) == 1
+    assert report.missing.time.tolist() == times.delete(2).tolist() and set(report.missing.status) == {"failed"}
+    assert set(report.missing.reason) == {"a does not deliver: gone"}
+
+
+def test_the_substitute_of_another_moment_is_not_found_again(tmp_path):
+    "b stands in for the second moment already; it cannot stand in for the first as well"
+    times = pd.to_datetime(["2012-01-01T00:00", "2012-01-01T00:10", "2012-01-01T00:20"])
+    with FaultServer({frames(times).name[0]: [404]}) as server:
+        b = frames([T("2012-01-01T00:05")])
+        chain = first_of(Listed("a", frames(times[[0, 2]]), server.url), Listed("b", b, server.url))
+        table = chain.find(times[0], times[-1] + pd.Timedelta("1s"), "10min")
+        assert table.source.tolist() == ["a", "b", "a"]
+        report = chain.fetch(table, tmp_path, progress=False)
+    assert report.done.source.tolist() == ["b", "a"] and report.missing.time.tolist() == [times[0]]
+
+
+def test_a_chain_fetches_only_what_it_found(tmp_path):
+    days = pd.date_range("2012-01-01", periods=3, unit="ns")
+    chain = first_of(Listed("a", frames(days)), Listed("b", frames(days)))
+    for table in (frames(days), frames(days).assign(source="c")):
+        with pytest.raises(ValueError, match="a chain fetches what its own find found, from a, b"):
+            chain.fetch(table, tmp_path, progress=False)
+
+
 def test_if_all_are_down_the_chain_finds_nothing_and_lists_it(tmp_path):
     days = pd.date_range("2012-01-01", periods=3, unit="ns")
     chain = first_of(Down("a", frames(days)), Down("b", frames(days)))
@@ -257,6 +380,17 @@ def test_sources_from_words(disk):
     assert get_source(f"{disk}, synoptic", base="http://127.0.0.1:9").sources[1].base == "http://127.0.0.1:9"
     with pytest.raises(ValueError, match="source 'stanford': neither a folder nor one of synoptic, jsoc"):
         get_source("stanford")
+
+
+@pytest.mark.parametrize("words", ["synoptic,helioviewer", "jsoc, browse", "."])
+def test_one_base_is_not_for_several_archives(words):
+    with pytest.raises(ValueError, match="base: one server for .*; give it with one archive"):
+        get_source(words, base="http://127.0.0.1:9")
+
+
+def test_an_archive_of_many_servers_takes_no_base():
+    with pytest.raises(ValueError, match="base: vso is not one server; leave it out"):
+        get_source("vso", base="http://127.0.0.1:9")
 
 
 # gaps

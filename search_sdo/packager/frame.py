@@ -273,19 +273,20 @@ def _values(unit):
 # %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #43160ffe
 def check_axes(path):
     "`ValueError` if a header in a FITS file promises more axes than there can be; astropy would count to two thousand million"
-    with open(path, 'rb') as file:
-        for block in iter(lambda: file.read(2880), b''):
-            axes = re.search(rb'NAXIS   = *(\d+)', block) if block.startswith((b'SIMPLE  =', b'XTENSION=')) else None
-            if axes and int(axes[1]) > 9: raise ValueError(f'{int(axes[1])} axes says a header, expected 2')
+    content = Path(path).read_bytes()
+    for start in range(0, len(content), 2880):
+        if not content.startswith((b'SIMPLE  =', b'XTENSION='), start): continue
+        axes = re.search(rb'NAXIS   = *(\d+)', content[start:start + 2880])
+        if axes and int(axes[1]) > 9: raise ValueError(f'{int(axes[1])} axes says a header, expected 2')
 
 def _readable(header):
-    "The cards of a FITS header that can be parsed; real SDO headers hold some, like `nan`, that cannot"
-    from astropy.io.fits import Header, VerifyError
-    good = Header()
+    "dict of the cards of a FITS header that can be parsed; real SDO headers hold some, like `nan`, that cannot"
+    from astropy.io.fits import VerifyError
+    good = {}
     for card in header.cards:
-        try: good.append((card.keyword, card.value, card.comment))
+        try: good[card.keyword] = card.value
         except VerifyError: log.debug('header card %s cannot be parsed', card.keyword)
-    return good
+    return {k: v for k, v in good.items() if isinstance(v, (str, int, float)) and k not in ('', 'COMMENT', 'HISTORY')}
 
 # %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #2dce7bec
 def _read_jp2(path):

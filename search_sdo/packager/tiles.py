@@ -105,7 +105,7 @@ def tile_images(table, package):
     sizes = table['size'].unique()
     if len(sizes) != 1: raise ValueError(f'tiles of {len(sizes)} sizes {list(sizes)}; ask for one size at a time')
     size, out = int(sizes[0]), np.empty((len(table), int(sizes[0]), int(sizes[0])), np.float32)
-    places = table.reindex(columns=['row', 'col', 'scale']).fillna(1).to_numpy().round().astype(int)    # hits know no scale: 1
+    places = table[['row', 'col', 'scale']].to_numpy().round().astype(int)
     for frame, mine in table.groupby('frame').indices.items():
         if len(mine) > 8:
             whole = package.read(frame)
