@@ -199,7 +199,8 @@ def test_v2_by_url(tmp_path):
 
 def test_v2_from_s3_without_an_account(tmp_path, monkeypatch):
     "Over the S3 protocol, against a local server"
-    server, s3fs = pytest.importorskip("moto.server"), pytest.importorskip("s3fs")
+    server, boto3 = pytest.importorskip("moto.server"), pytest.importorskip("boto3")
+    pytest.importorskip("obstore")
     root = write_v2(tmp_path / "s.zarr", n=2)
     s3 = server.ThreadedMotoServer(port=0)
     s3.start()
@@ -207,9 +208,11 @@ def test_v2_from_s3_without_an_account(tmp_path, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:{1}".format(*s3.get_host_and_port()))
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
             monkeypatch.delenv(name, raising=False)
-        owner = s3fs.S3FileSystem(key="owner", secret="owner", skip_instance_cache=True)
-        owner.mkdir("public", acl="public-read")
-        owner.put(str(root), "public/sdomlv2.zarr", recursive=True)
+        owner = boto3.client("s3", aws_access_key_id="owner", aws_secret_access_key="owner", region_name="us-east-1")
+        owner.create_bucket(Bucket="public", ACL="public-read")
+        for file in root.rglob("*"):
+            if file.is_file():
+                owner.upload_file(str(file), "public", f"sdomlv2.zarr/{file.relative_to(root)}", ExtraArgs=dict(ACL="public-read"))
         p = open_sdoml("s3://public/sdomlv2.zarr", channels=["171"])
         np.testing.assert_array_equal(p.read(1), open_sdoml(root).read(1))
         with pytest.raises(ValueError, match="s3://public/other.zarr: cannot be opened as SDOML v2"):

@@ -252,8 +252,8 @@ class Package:
 
     def stacks(self, channels, tolerance='6min'):
         "DataFrame with, for each moment that all of `channels` have, its time and per channel the number of the good frame nearest to it"
-        from search_sdo.packager.sources import match_channels
-        channels, c = [get_channel(name).name for name in channels], self.catalogue
+        from search_sdo.packager.sources import channel_names, match_channels
+        channels, c = channel_names(channels), self.catalogue
         lacking = [name for name in channels if name not in set(c.channel)]
         if lacking: raise ValueError(f'channel {lacking[0]!r}: not in {self.path}, which holds {", ".join(sorted(c.channel.unique()))}')
         found = match_channels(c[(c.quality == '') & c.channel.isin(channels)], tolerance)

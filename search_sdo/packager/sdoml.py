@@ -6,14 +6,15 @@
 __all__ = ['log', 'RSUN', 'SYNOPTIC', 'LISTED', 'CALIBRATION', 'PUBLIC', 'sdoml_disk', 'sdoml_channel', 'parse_times', 'tilts',
            'LazyFrames', 'upright', 'load_npz', 'load_chunk', 'load_member', 'list_npz', 'header_words', 'list_array',
            'list_arrays', 'list_tar', 'sdoml_catalogue', 'sdoml_release', 'common_size', 'frame_faults', 'mark_faults',
-           'zarr_arrays', 'open_sdoml', 'frames_of']
+           'zarr_arrays', 's3_store', 'open_sdoml', 'frames_of']
 
-# %% ../../nbs/module1_sunflowers/c_sdoml.ipynb #7e837f56
+# %% ../../nbs/module1_sunflowers/c_sdoml.ipynb #c64c6bf1
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from statistics import mode
 import logging
+import os
 import re
 import tarfile
 import zipfile
@@ -267,10 +268,19 @@ PUBLIC = 's3://gov-nasa-hdrl-data1/contrib/fdl-sdoml/fdl-sdoml-v2/sdomlv2.zarr' 
 def zarr_arrays(path):       # folder or URL of SDOML v2, all years or one
     "[(name, Zarr array)] in the order of their names; from S3 without an account"
     import zarr
-    options = dict(storage_options=dict(anon=True)) if str(path).startswith('s3://') else {}
-    try: return sorted((n, a) for n, a in zarr.open_group(str(path), mode='r', **options).members(max_depth=1) if hasattr(a, 'chunks'))
-    except ImportError as e: raise ImportError(f'{path}: reading from S3 needs s3fs ({e}). pip install "search_sdo[sources]"') from e
+    store = s3_store(path) if str(path).startswith('s3://') else str(path)
+    try: return sorted((n, a) for n, a in zarr.open_group(store, mode='r').members(max_depth=1) if hasattr(a, 'chunks'))
     except (OSError, ValueError, KeyError, TypeError) as e: raise ValueError(f'{path}: cannot be opened as SDOML v2, a Zarr v2 group: {e}. The public one is {PUBLIC}') from e
+
+# %% ../../nbs/module1_sunflowers/c_sdoml.ipynb #3efa6694
+def s3_store(url):    # s3://bucket/path
+    "A Zarr store on S3, read without an account"
+    try: from obstore.store import S3Store
+    except ImportError as e: raise ImportError(f'{url}: reading from S3 needs obstore ({e}). pip install "search_sdo[sources]"') from e
+    from zarr.storage import ObjectStore
+    bucket, _, prefix = str(url).removeprefix('s3://').partition('/')
+    other = dict(endpoint=os.environ['AWS_ENDPOINT_URL'], client_options=dict(allow_http=True)) if 'AWS_ENDPOINT_URL' in os.environ else {}
+    return ObjectStore(S3Store(bucket, prefix=prefix.strip('/'), region='us-east-1', skip_signature=True, **other), read_only=True)
 
 # %% ../../nbs/module1_sunflowers/c_sdoml.ipynb #4aa9d581
 def open_sdoml(path,            # folder of SDOML v1, Zarr group of v2 (folder or URL, one year or all), tar or folder of tars of sdoml-lite
