@@ -418,6 +418,19 @@ def test_errors_name_the_source(tmp_path):
     assert package.skipped.reason[0].startswith("171 2014-01-02T00:00:00: exposure time is 0.0 s")
 
 
+def test_a_drawn_sun_stays_drawn(tmp_path):
+    frames()[0].to_map().save(tmp_path / "20140101_000000_aia_171.fits")
+    drawn = Package.build([frames()[1], tmp_path / "20140101_000000_aia_171.fits"], tmp_path / "p", size=64)
+    again = Package.build([drawn.frame(0)], tmp_path / "q", size=64)
+    assert list(drawn.catalogue.origin) == ["drawn", "drawn"] and list(again.catalogue.origin) == ["drawn"]
+
+
+@needs_data
+def test_observed_is_what_says_so(tmp_path):
+    files = [DATA / "fits/AIA20110319_105400_0171.fits", DATA / "jp2/2023_01_31__03_39_23_200__SDO_HMI_HMI_continuum.jp2", DATA / "aia171/20141221_000001_aia_171.jpg"]
+    assert list(Package.build(files, tmp_path / "p", size=64).catalogue.origin) == ["observed", "observed", ""]
+
+
 def test_frames_in_folders_of_folders_are_found(tmp_path):
     for name in ("a/20140101_000000_aia_171", "b/c/20140102_000000_aia_171"):
         path = tmp_path / "in" / f"{name}.fits"

@@ -212,6 +212,7 @@ def frame_to_map(frame,     # a `Frame`
     header['rsun_obs'] = sun.angular_radius(time).to_value(u.arcsec)
     header['bunit'] = '' if frame.unit == 'display' else frame.unit
     header['content'] = frame.channel
+    if str(frame.meta.get('source')).startswith('SmallSun('): header['origin'] = frame.meta['source']      # a drawn Sun must not pass for the real one
     return sunpy.map.Map(frame.data[::-1], header)
 
 # %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #589c57a3

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'KEEPBITS', 'CHUNK', 'FORMAT', 'COORDINATES', 'bit_round', 'open_array', 'create_array', 'shard_file',
-           'read_journal', 'packed', 'open_journal', 'append_journal', 'list_sources', 'source_name', 'prepare',
-           'store', 'store_all', 'catalogue_from', 'cut', 'Package', 'build_package', 'open_package', 'verify']
+           'read_journal', 'packed', 'open_journal', 'append_journal', 'list_sources', 'source_name', 'origin_of',
+           'prepare', 'store', 'store_all', 'catalogue_from', 'cut', 'Package', 'build_package', 'open_package',
+           'verify']
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #a520d8d7
 from collections import deque
@@ -134,6 +135,13 @@ def source_name(source):     # a `Frame` or a path
     "The name under which a source stands in the journal"
     return f'{source.meta.get("source", "")} {source.channel} {source.time.isoformat()}'.strip() if isinstance(source, Frame) else str(source)
 
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #337db2cf
+def origin_of(meta):         # of a `Frame`
+    "'drawn' for the small Sun, 'observed' for files of SDO, '' where nothing tells"
+    told = [str(meta.get(k, '')) for k in ('origin', 'source')]
+    if 'drawn' in told or any(t.startswith('SmallSun(') for t in told): return 'drawn'
+    return 'observed' if 'observed' in told or 'SDO' in str(meta.get('telescop', '')) else ''
+
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #f6626ac3
 def prepare(source, size, calibration=Calibration()):
     "Harmonised pixels [size, size] and journal entry of one source; raises what `read_frame` raises"
@@ -141,7 +149,7 @@ def prepare(source, size, calibration=Calibration()):
     if not measured(frame.data): raise ValueError(f'{source_name(source)}: not one pixel was measured, all are NaN. Leave it out')
     even = harmonise(frame, size, calibration)
     d, measures = even.meta['source_disk'], measure(even)
-    row = dict(source=source_name(source), time=frame.time.isoformat(), channel=frame.channel, unit=even.unit, reasons=find_faults(replace(frame, disk=d), even, measures),
+    row = dict(source=source_name(source), origin=origin_of(frame.meta), time=frame.time.isoformat(), channel=frame.channel, unit=even.unit, reasons=find_faults(replace(frame, disk=d), even, measures),
                b0=frame.meta.get('b0'), exptime=frame.meta.get('exptime'), source_size=frame.shape[1], source_x=d.x, source_y=d.y, source_radius=d.radius, source_roll=d.roll,
                degradation=even.meta['sensitivity'], calibration=even.meta['calibration'], brightness=measures['brightness'], sharpness=measures['sharpness'])
     return bit_round(even.data), {k: None if v != v else v for k, v in row.items()}      # JSON knows no NaN
@@ -248,7 +256,7 @@ class Package:
     def frame(self, i):
         "Frame number `i` of the catalogue"
         c = self.catalogue.iloc[i]
-        return Frame(self.read(i), c.time.to_pydatetime(), c.channel, self.disk, c.unit, dict(b0=c.b0, source=c.source, degradation=c.get('degradation')))
+        return Frame(self.read(i), c.time.to_pydatetime(), c.channel, self.disk, c.unit, dict(b0=c.b0, source=c.source, origin=c.get('origin', ''), degradation=c.get('degradation')))
 
     def stacks(self, channels, tolerance='6min'):
         "DataFrame with, for each moment that all of `channels` have, its time and per channel the number of the good frame nearest to it"
