@@ -24,7 +24,7 @@ def built(tmp_path_factory):
 def catalogue(n=40, channel="171", start="2014-01-01", every="36h", **columns):
     "A catalogue as `Package.build` writes it, of observed level-1 frames"
     times = pd.date_range(start, periods=n, freq=every)
-    table = dict(frame=range(n), source=[f"/home/jane/data/aia/{t:%Y%m%d_%H%M%S}_aia_{channel}.fits" for t in times], time=times, channel=channel, unit="DN/s", quality="", remarks="",
+    table = dict(frame=range(n), origin="observed", source=[f"/home/jane/data/aia/{t:%Y%m%d_%H%M%S}_aia_{channel}.fits" for t in times], time=times, channel=channel, unit="DN/s", quality="", remarks="",
                  score=1.0, b0=np.linspace(-7, 7, n), exptime=2.0, source_size=4096, source_x=2047.5, source_y=2047.5, source_radius=np.linspace(1580, 1600, n), source_roll=0.0,
                  degradation=np.linspace(0.9, 0.8, n), calibration="pointing of the header; degradation V10", brightness=np.linspace(150, 250, n), sharpness=0.1, bytes=1000, sha256="ab" * 32)
     return pd.DataFrame({**table, **columns})
@@ -109,10 +109,12 @@ def test_places_on_one_disk_and_another():
 # Whose data
 
 def test_only_observations_carry_the_observers_names(tmp_path):
-    seen, drawn, unknown = (package_of(catalogue(source=s) if s else catalogue(), tmp_path / str(i)) for i, s in enumerate(["", "SmallSun(seed=0) 171", "171 2014-01-01T00:00:00"]))
+    seen, drawn, unknown = (package_of(catalogue(origin=s), tmp_path / str(i)) for i, s in enumerate(["observed", "drawn", ""]))
     assert [origin(p.catalogue) for p in (seen, drawn, unknown)] == ["observed", "drawn", "unknown"]
     for p in (drawn, unknown):
-        assert "NASA" not in data_card(p).replace("NASA's Frontier", "") and "NASA" not in json.dumps(croissant(p)) and "cc0" not in data_card(p)
+        words = (data_card(p) + json.dumps(croissant(p))).replace("NASA's Frontier", "").replace(CREDIT, "")
+        assert "NASA" not in words and "cc0" not in words and (CREDIT in data_card(p)) == (p is unknown)
+    assert "If these are SDO's, please credit" in data_card(unknown)
     assert CREDIT in data_card(seen) and "license: cc0-1.0" in data_card(seen) and croissant(seen)["creator"]["name"].startswith("NASA/SDO")
     assert "**Synthetic.**" in data_card(drawn) and "synthetic" in data_card(drawn).split("---")[1]
     assert "license" not in croissant(unknown)
@@ -120,7 +122,7 @@ def test_only_observations_carry_the_observers_names(tmp_path):
 
 def test_observed_and_drawn_together_claim_nothing(tmp_path):
     c = catalogue()
-    c.loc[0, "source"] = "SmallSun(seed=0) 171"
+    c.loc[0, "origin"] = "drawn"
     card = data_card(package_of(c, tmp_path))
     assert "license: unknown" in card and "39 × observed" in card and "1 × drawn" in card
 
@@ -129,6 +131,17 @@ def test_papers_follow_the_channels(tmp_path):
     aia, hmi = package_of(catalogue(), tmp_path / "a"), package_of(catalogue(channel="hmi_m", unit="Gauss"), tmp_path / "h")
     assert "Lemen" in data_card(aia) and "Scherrer" not in data_card(aia) and "Galvez" not in data_card(aia)
     assert "Scherrer" in croissant(hmi)["citeAs"] and "Lemen" not in croissant(hmi)["citeAs"]
+
+
+@pytest.mark.parametrize("source", ["/data/SmallSun-vs-real/a.fits", "/data/a.jpg", "SmallSun(seed=0) 171"])
+def test_the_name_of_a_file_says_nothing_of_its_origin(source):
+    assert origin(catalogue(source=source)) == "observed" and origin(catalogue(source=source).drop(columns="origin")) == "unknown"
+
+
+def test_an_empty_package_has_no_card(tmp_path):
+    p = package_of(catalogue(1), tmp_path)
+    with pytest.raises(ValueError, match="no frames"):
+        data_card(Package(p.path, p.catalogue[:0], p.skipped, p.array))
 
 
 # Nothing is written by hand
@@ -268,7 +281,7 @@ def test_labelled(tmp_path):
 
 def test_reusable(tmp_path):
     ask = lambda **change: answers(package_of(catalogue(**change), tmp_path))["Reusable?"]
-    assert [ask(), ask(calibration=""), ask(source="171 2014", calibration="")] == ["yes", "partly", "no"]
+    assert [ask(), ask(calibration=""), ask(origin="", calibration="")] == ["yes", "partly", "no"]
 
 
 # Splits
@@ -319,6 +332,6 @@ def test_the_head_is_yaml(built):
 def test_card_of_real_frames(tmp_path):
     p = Package.build(sorted((DATA / "aia171").glob("2011*.jpg")), tmp_path / "p", size=64)
     card = data_card(p)
-    assert origin(p.catalogue) == "observed" and CREDIT in card and "folder aia171, .jpg" in card and str(DATA) not in card
+    assert origin(p.catalogue) == "unknown" and "cc0" not in card and CREDIT in card and "folder aia171, .jpg" in card and str(DATA) not in card
     assert f"{len(p)} full-disk images, channels: 1, 2011-" in card and "| 171 |" in card and "off-pointed" in card
     assert not loaded(p, p.path).metadata.ctx.issues.errors

@@ -277,3 +277,41 @@ def test_tiles_hidden_in_real_frames():
     x = np.stack([im[r:r + 192, c:c + 192] for im in images for r, c in ((640, 640), (640, 1152), (960, 896), (1152, 640), (1152, 1152))]) / 255
     table = score_fill(x, missing_tiles(x.shape, 3), ["nearest", "iterative", "kriged"]).set_index("method")
     assert len(x) >= 60 and table.mae.kriged <= 0.038 and table.mae.kriged < 0.93 * table.mae.iterative < table.mae.nearest
+
+
+@pytest.mark.parametrize("call, match", [
+    (lambda x: score_fill(x, missing_blocks(x.shape, 1, 8).astype(int), ["none"]), "mask: int64"),
+    (lambda x: score_fill(x, np.zeros((7, 7), bool), ["none"]), "mask: bool"),
+    (lambda x: score_fill(x, missing_blocks(x.shape, 1, 8), "magic"), "methods: 'magic'"),
+    (lambda x: fill(x, power=np.nan), "power: nan"), (lambda x: fill(x, power=2), "power: 2"), (lambda x: fill(x, power=-1), "power: -1"),
+    (lambda x: fill(x, method="nearest", power=1), "power: 'nearest' has no such option"),
+    (lambda x: variogram(x, [0]), "distances"), (lambda x: variogram(x, [1.5]), "distances"), (lambda x: variogram(x, [48]), "distances"),
+])
+def test_wrong_arguments_are_named(call, match):
+    with pytest.raises(ValueError, match=match):
+        call(rough((2, 48, 48)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_infinite_and_masked_values_are_missing(name):
+    x, mask = rough((2, 48, 48)), missing_blocks((2, 48, 48), 2, 8)
+    expected = fill(x, mask, name)
+    np.testing.assert_array_equal(fill(np.where(mask, np.inf, x), method=name), expected)
+    np.testing.assert_array_equal(fill(np.ma.array(x, mask=mask), method=name), expected)
+
+
+def test_specks_stay_among_what_was_measured():
+    x = np.where(missing_pixels((1, 64, 64), 0.5), 1, 1000).astype(np.float32)
+    filled = fill_kriged(x, missing_pixels(x.shape, 0.9, seed=1))
+    assert filled.min() >= 1 and filled.max() <= 1000
+    np.testing.assert_allclose(fill_kriged(np.full((64, 64), 0.5), missing_pixels((64, 64), 0.97)), 0.5, atol=1e-6)
+
+
+def test_score_of_one_image_and_of_a_side_that_three_does_not_divide():
+    x = rough((1, 64, 64))
+    table = score_fill(x[0], missing_blocks((64, 64), 2, 8))
+    assert set(table.method) == set(FILLS) - {"biharmonic"} and (table.mae < 1).all()
+
+
+def test_variogram_of_bytes_does_not_wrap():
+    assert variogram(np.tile(np.uint8([0, 200]), (4, 2)), [1])[0] == pytest.approx(200 ** 2 / 4)

@@ -192,6 +192,11 @@ def test_v2_of_one_year_and_of_several(tmp_path):
     assert len(open_sdoml(root, channels=["hmi_m"])) == 4
 
 
+@pytest.mark.parametrize("channels, n", [(["171A"], 2), ("171A", 2), (171, 2), (["Bz", "171"], 4), (["bz"], 2)])
+def test_channels_by_their_names_or_ours(tmp_path, channels, n):
+    assert len(open_sdoml(write_v2(tmp_path / "s.zarr", n=2), channels=channels)) == n
+
+
 def test_v2_by_url(tmp_path):
     root = write_v2(tmp_path / "s.zarr", n=2)
     np.testing.assert_array_equal(open_sdoml(f"file://{root}").read(1), open_sdoml(root).read(1))
@@ -264,6 +269,7 @@ def test_v2_with_few_header_words(tmp_path):
     attributes.put(dict(T_OBS=attributes["T_OBS"], EXPTIME=[2.0], QUALITY="good"))
     c = open_sdoml(root).catalogue
     assert c.exptime[0] == 2 and c.exptime[1:].isna().all() and c.degradation.isna().all() and (c.quality == "").all()
+    assert c.remarks.str.contains("no QUALITY in the header").all()
 
 
 def test_v2_arrays_of_another_shape_are_left_out(tmp_path):
@@ -435,7 +441,7 @@ def test_what_is_none_of_the_three(tmp_path):
         open_sdoml(tmp_path)
     with pytest.raises(ValueError, match="found a file; expected"):
         open_sdoml(tmp_path / "a.fits")
-    with pytest.raises(ValueError, match="channel '9999' is not known"):
+    with pytest.raises(ValueError, match="channel 9999 is none of those"):
         open_sdoml(write_v1(tmp_path / "v1"), channels=["9999"])
     with pytest.raises(ValueError, match="holds no frame"):
         open_sdoml(tmp_path / "v1", channels=["304"])

@@ -7,7 +7,7 @@ from search_sdo.packager.calibrate import bin_pixels, harmonised_disk
 from search_sdo.packager.frame import Disk, Frame
 from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
-from search_sdo.packager.tiles import COLUMNS, ROTATION, Tiles, balance, grid_corners, pixel_to_sphere, rebuild, show_balance, sphere_to_pixel, split_by_time, tile_images
+from search_sdo.packager.tiles import COLUMNS, ROTATION, Tiles, balance, grid_corners, pixel_to_sphere, rebuild, show_balance, show_tiles, sphere_to_pixel, split_by_time, tile_images
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +255,42 @@ def test_balance_is_drawn():
     ax = show_balance(balance(list("aabb"), ["train", "val", "train", "gap"]))
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["train", "gap", "val"]
     assert sorted(bar.get_width() for bar in ax.patches) == [0, 0, 0.5, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize("kw, match", [(dict(share=80), "share: 80"), (dict(gap_days=-30), "gap_days: -30")])
+def test_split_refuses_what_makes_no_sense(kw, match):
+    times = pd.date_range("2014-01-01", periods=200)
+    with pytest.raises(ValueError, match=match):
+        split_by_time(times, **kw)
+    with pytest.raises(ValueError, match="1 of 201 are missing"):
+        split_by_time([*times, pd.NaT])
+
+
+def test_split_of_times_with_a_zone():
+    times = pd.date_range("2014-01-01", periods=200)
+    assert (split_by_time(times.tz_localize("UTC"), start_val="2014-06-01T00:00Z") == split_by_time(times, start_val="2014-06-01")).all()
+
+
+def test_half_pixels_are_refused(package):
+    for kw in (dict(size=32.5), dict(size=32, stride=7.5), dict(size=32.5, scales=(2,))):
+        with pytest.raises(ValueError, match="whole numbers"):
+            Tiles.grid(package, **kw)
+    assert set(Tiles.grid(package, 32, scales=2).table.scale) == {2.0}
+
+
+def test_balance_counts_tiles_without_a_label():
+    assert balance(pd.array(["a", None], "string"), ["train", "train"])["tiles"].train.to_dict() == {"a": 1, "unknown": 1}
+    with pytest.raises(ValueError, match="split: \\['test'\\]"):
+        balance(["a"], ["test"])
+
+
+def test_slices_and_tables_of_others(package, tmp_path):
+    tiles = Tiles.grid(package, 32)
+    np.testing.assert_array_equal(tiles.images(slice(3)), tiles.images([0, 1, 2]))
+    with pytest.raises(ValueError, match="ids: no tiles"):
+        show_tiles(tiles, [])
+    pd.DataFrame(dict(a=[1])).to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_text("broken")
+    for name, match in (("a", "lacks the columns"), ("b", "no parquet table")):
+        with pytest.raises(ValueError, match=match):
+            Tiles.open(tmp_path / f"{name}.parquet", package)

@@ -89,24 +89,23 @@ def kinds_of(reasons         # texts; several reasons in one are divided by '; '
 
 # %% ../../nbs/module1_sunflowers/d_cards.ipynb #d4d7c80c
 def origins(catalogue) -> pd.Series:
-    "'observed', 'drawn' (by the small Sun) or 'unknown' for each frame, from what its source and calibration say"
-    source = catalogue.source.astype(str)
-    drawn = (source + column(catalogue, 'calibration')).str.contains('SmallSun|small Sun')
-    return pd.Series(np.select([drawn, source.str.contains(r'[/\\]|\.[A-Za-z]\w+$')], ['drawn', 'observed'], 'unknown'), catalogue.index)
+    "'observed', 'drawn' (by the small Sun) or 'unknown' for each frame, from the catalogue's column `origin`"
+    told = column(catalogue, 'origin')
+    return told.where(told.isin(['observed', 'drawn']), 'unknown')
 
 def origin(catalogue) -> str:
     "The one origin of all frames; 'unknown' if there are several"
     found = origins(catalogue).unique()
     return found[0] if len(found) == 1 else 'unknown'
 
-# %% ../../nbs/module1_sunflowers/d_cards.ipynb #3ba1f2da
+# %% ../../nbs/module1_sunflowers/d_cards.ipynb #a85fa41b
 CREDIT = 'Courtesy of NASA/SDO and the AIA, EVE, and HMI science teams.'
 OBSERVED = f"""SDO data are in the public domain: JSOC waives all rights (CC0 1.0, http://jsoc.stanford.edu/JSOC_Data_Policy.html). \
 Please credit: "{CREDIT}" (https://sdo.gsfc.nasa.gov/data/rules.php). A collection that somebody else compiled may have terms of its own."""
 DRAWN = """**Synthetic.** Every frame was drawn by the small Sun of search_sdo (BSD-3-Clause). \
 Nothing in it was observed: it is for learning and testing, not for science."""
-UNKNOWN = """The origin of some frames was not recorded (they were handed over in memory), or observed and drawn frames are mixed. \
-Whoever built the package knows where they come from and what may be done with them."""
+UNKNOWN = f"""The origin of some frames was not recorded (pictures without a header, or handed over in memory), or observed and drawn frames are mixed. \
+Whoever built the package knows where they come from and what may be done with them. If these are SDO's, please credit: "{CREDIT}\""""
 LICENCES = dict(observed=('cc0-1.0', 'https://creativecommons.org/publicdomain/zero/1.0/', OBSERVED),   # on the hub, as a URL, in words
                 drawn=('bsd-3-clause', 'https://spdx.org/licenses/BSD-3-Clause.html', DRAWN), unknown=('unknown', None, UNKNOWN))
 
@@ -345,13 +344,14 @@ def data_card(package        # a `Package`
              ) -> str:
     "README.md of a package, Markdown with the hub's YAML head; every number in it is counted in the package"
     import search_sdo, zarr
+    if not len(package.catalogue): raise ValueError(f'{package.path}: no frames, so there is nothing to describe. Build the package from readable files')
     body = [line for name, section in SECTIONS.items() for line in ('', f'## {name}', '', *section(package))]
     made = f'*Made by search_sdo {search_sdo.__version__}, zarr {zarr.__version__} from the package itself. Do not edit: it is written again with every build.*'
     return '\n'.join([head(package), f'# {title(package)}', '', _in_short(package), *body, '', made, ''])
 
 # %% ../../nbs/module1_sunflowers/d_cards.ipynb #a5c9129c
 COLUMNS = dict(
-    frame='row of the array', source='file or observation that the frame was made from', time='time of the observation, UTC', channel='wavelength in angstrom, or hmi_m, hmi_ic',
+    frame='row of the array', source='file or observation that the frame was made from', origin='drawn (by the small Sun), observed (by SDO, says the header), or empty: not recorded', time='time of the observation, UTC', channel='wavelength in angstrom, or hmi_m, hmi_ic',
     unit='of the values: DN/s, Gauss, or display (0..255, stretched)', quality='why the frame should not be trusted, in words; empty if it is good', remarks='what else there is to say',
     score='0..1, 1 is good', b0='latitude of the disk centre, degrees', exptime='exposure time, s', source_size='width of the source image, px', source_x='column of the Sun in the source, px',
     source_y='row of the Sun in the source, px', source_radius='solar radius in the source, px', source_roll='turn that brought solar north up, degrees',

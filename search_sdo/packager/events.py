@@ -5,7 +5,7 @@ __all__ = ['log', 'KINDS', 'HEK', 'OPTIONAL', 'HEK_URL', 'SRS', 'box_of', 'hek_f
            'answer_of', 'ask_hek', 'months', 'keep', 'kept', 'between', 'fetch_hek', 'hek_flares', 'fetch_flares',
            'srs_rows', 'fetch_regions']
 
-# %% ../../nbs/module1_sunflowers/g_events.ipynb #8a236f6e
+# %% ../../nbs/module1_sunflowers/g_events.ipynb #d53fe0a6
 from pathlib import Path
 import json
 import logging
@@ -14,6 +14,7 @@ import re
 import numpy as np
 import pandas as pd
 from .download import ask
+from .sources import date
 from .labels import REGIONS, flux_of, moments, noaa_numbers, note, numbers, regions_from, table_rows, unusable
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def ask_hek(start, end, kinds, url=HEK_URL, pages=1000):
 # %% ../../nbs/module1_sunflowers/g_events.ipynb #946662d3
 def months(start, end):    # UTC; end not included
     "The calendar months that touch start .. end: pairs of Timestamps"
-    edges = pd.date_range(pd.Timestamp(start).to_period('M').start_time, pd.Timestamp(end), freq='MS', inclusive='left')
+    edges = pd.date_range(date('start', start).to_period('M').start_time, date('end', end), freq='MS', inclusive='left')
     return [(a, a + pd.offsets.MonthBegin()) for a in edges]
 
 # %% ../../nbs/module1_sunflowers/g_events.ipynb #7f4d5eb3
@@ -129,7 +130,7 @@ def kept(path, last):    # file of a month; end of that month
 def between(events, start, end):
     "Events that touch start .. end, each once, and those whose time is unknown"
     again, unknown = events.duplicated(['id', 'kind', 'start']) & (events.id != ''), events.start.isna() | events.end.isna()
-    return events[~again & (unknown | ((events.start < pd.Timestamp(end)) & (events.end >= pd.Timestamp(start))))].reset_index(drop=True)
+    return events[~again & (unknown | ((events.start < date('end', end)) & (events.end >= date('start', start))))].reset_index(drop=True)
 
 # %% ../../nbs/module1_sunflowers/g_events.ipynb #3f08f5ca
 def fetch_hek(start, end,                  # UTC; end not included
@@ -138,10 +139,13 @@ def fetch_hek(start, end,                  # UTC; end not included
               url=HEK_URL,
              ) -> pd.DataFrame:
     "HEK events between start and end, as `read_hek`; months that do not come: `OSError`, those before are kept"
-    unknown = set(kinds) - set(KINDS)
+    start, end, unknown = date('start', start), date('end', end), set(kinds) - set(KINDS)
+    if not kinds: raise ValueError(f'kinds: empty, expected some of {", ".join(KINDS)}')
     if unknown: raise ValueError(f'kinds: {", ".join(sorted(unknown))}, expected some of {", ".join(KINDS)}')
-    if not pd.Timestamp(start) < pd.Timestamp(end): raise ValueError(f'start: {start} is not before end: {end}')
-    return between(pd.concat([_month(*pair, sorted(kinds), Path(cache), url) for pair in months(start, end)], ignore_index=True), start, end)
+    if not start < end: raise ValueError(f'start: {start} is not before end: {end}')
+    table = between(pd.concat([_month(*pair, sorted(kinds), Path(cache), url) for pair in months(start, end)], ignore_index=True), start, end)
+    table.attrs['covers'] = [str(start), str(end)]    # what was asked for, not what the rows happen to span
+    return table
 
 def _month(first, last, kinds, cache, url):
     path = cache / f'hek_{"_".join(kinds)}_{first:%Y-%m}.json'
@@ -160,7 +164,9 @@ def hek_flares(events):    # from `read_hek` or `fetch_hek`, flares only
 def fetch_flares(start, end, cache='hek', url=HEK_URL):
     "GOES flares between start and end as `read_flares`, from the HEK; months are kept in `cache`"
     events = fetch_hek(start, end, ('FL',), cache, url)
-    return hek_flares(events[events.method == 'SWPC'])
+    table = hek_flares(events[events.method == 'SWPC'])
+    table.attrs['covers'] = events.attrs['covers']
+    return table
 
 # %% ../../nbs/module1_sunflowers/g_events.ipynb #18d039a4
 SRS = dict(section='ID', noaa='Number', lat='Latitude', lon='Longitude', area='Area', mcintosh='Z', extent='Longitudinal Extent', n_spots='Number of Sunspots', hale='Mag Type')
@@ -168,23 +174,30 @@ SRS = dict(section='ID', noaa='Number', lat='Latitude', lon='Longitude', area='A
 def srs_rows(path):    # NOAA's file of one day
     "Rows of one day as text, columns `REGIONS`; a file that cannot be read becomes one row with a problem"
     from sunpy.io.special import read_srs
+    day = None
     text = lambda value: '' if np.ma.is_masked(value) else str(getattr(value, 'value', value))
     try:
         table = read_srs(path)
         day = f'{table.meta["issued"]:%Y-%m-%d}'
         rows = [dict(time=day) | {ours: text(row[theirs]) for ours, theirs in SRS.items() if theirs in table.colnames} for row in table]
     except Exception as e: rows = [dict(problem=f'{Path(path).name}: {(str(e) or type(e).__name__).splitlines()[0]}; ')]
-    return pd.DataFrame(rows, columns=[*REGIONS, 'problem'], dtype=str).fillna('')
+    table = pd.DataFrame(rows, columns=[*REGIONS, 'problem'], dtype=str).fillna('')
+    if day: table.attrs['day'] = day    # known to have come, even if the Sun had no spots
+    return table
 
 # %% ../../nbs/module1_sunflowers/g_events.ipynb #772391dd
 def fetch_regions(start, end,     # UTC; end not included
                   cache='srs',    # folder for NOAA's files
                  ) -> pd.DataFrame:
     "NOAA's regions between start and end as `read_regions`, through sunpy's Fido; days that do not come are in the log, `OSError` if none comes"
+    start, end = date('start', start), date('end', end)
     paths = [path for first, last in months(start, end) for path in _fido(first, last, cache)]
     if not paths: raise OSError(f'NOAA regions: no file came for {start} to {end}. Try again later, or read a list with read_regions')
-    table = regions_from(pd.concat([srs_rows(path) for path in paths], ignore_index=True))
-    return table[~((table.time < pd.Timestamp(start)) | (table.time >= pd.Timestamp(end)))].reset_index(drop=True)
+    files = [srs_rows(path) for path in paths]
+    table = regions_from(pd.concat(files, ignore_index=True))
+    table = table[~((table.time < start) | (table.time >= end))].reset_index(drop=True)
+    table.attrs.update(covers=[str(start), str(end)], days=sorted({f.attrs['day'] for f in files if 'day' in f.attrs}))
+    return table
 
 def _fido(first, last, cache):
     "Paths of NOAA's daily files from first to before last"

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['POWER', 'CELL', 'RIM', 'SIDES', 'AT_ONCE', 'AROUND', 'FILLS', 'missing_pixels', 'missing_blocks', 'missing_tiles',
-           'missing_corners', 'with_mask', 'stacked', 'as_batch', 'fill_none', 'fill_nearest', 'score_fill',
+           'missing_corners', 'with_mask', 'stacked', 'as_batch', 'fill_none', 'fill_nearest', 'chosen', 'score_fill',
            'show_fills', 'sides_mean', 'framed', 'fill_iterative', 'fill_sampled', 'fill_biharmonic', 'variogram',
            'power_law', 'kriging_weights', 'blocks_of', 'mesh', 'average', 'pyramid', 'hole_weights', 'square_numbers',
            'bilinear', 'paint', 'gaps_by_cell', 'fill_specks', 'same_holes', 'numbered_weights', 'guess_cells',
            'fill_alike', 'fill_kriged', 'fill']
 
-# %% ../../nbs/module1_sunflowers/07_gaps.ipynb #7396e0e3
+# %% ../../nbs/module1_sunflowers/07_gaps.ipynb #d7b62857
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+import inspect
 import os
 import time
 import numpy as np
@@ -70,7 +71,8 @@ def with_mask(images,        # [N, H, W], NaN where nothing was measured
 def stacked(images,         # [H, W] or [N, H, W]
             mask=None,      # bool of the same shape, or [H, W] for all; True where missing
            ):
-    "Views [N, H, W] of images and mask, after a look at their shapes; without a mask, None"
+    "Views [N, H, W] of images and mask, after a look at their shapes; without a mask, None. What a masked array hides is missing too"
+    if isinstance(images, np.ma.MaskedArray): images, mask = images.data, np.ma.getmaskarray(images) | (False if mask is None else np.asarray(mask))
     images, mask = np.asarray(images), None if mask is None else np.asarray(mask)
     if images.ndim not in (2, 3) or 0 in images.shape: raise ValueError(f'images: shape {images.shape}, expected [H, W] or [N, H, W]')
     batch = images.reshape(-1, *images.shape[-2:])
@@ -81,11 +83,13 @@ def stacked(images,         # [H, W] or [N, H, W]
 
 # %% ../../nbs/module1_sunflowers/07_gaps.ipynb #e677b917
 def as_batch(images,         # [H, W] or [N, H, W]
-             mask=None,      # True where missing; NaN are missing in any case
+             mask=None,      # True where missing; NaN and infinite values are missing in any case
             ) -> np.ndarray:
     "A float32 copy [N, H, W] with NaN where something is missing"
     x, lost = stacked(images, mask)
-    return x.astype(np.float32) if lost is None else np.where(lost, np.float32(np.nan), x).astype(np.float32, copy=False)
+    x = x.astype(np.float32)
+    x[~np.isfinite(x) if lost is None else lost | ~np.isfinite(x)] = np.nan
+    return x
 
 # %% ../../nbs/module1_sunflowers/07_gaps.ipynb #54640653
 def fill_none(images, mask=None):
@@ -104,21 +108,30 @@ def fill_nearest(images,       # [H, W] or [N, H, W]
         if gone.any(): image[gone] = image[tuple(distance_transform_edt(gone, return_distances=False, return_indices=True)[:, gone])]
     return x.reshape(np.shape(images))
 
+# %% ../../nbs/module1_sunflowers/07_gaps.ipynb #c96fef85
+def chosen(methods):     # names of `FILLS`, one name, a dict of functions, or None: all but the slow "biharmonic"
+    "A dict of functions"
+    if isinstance(methods, dict): return methods
+    names = [n for n in FILLS if n != 'biharmonic'] if methods is None else [methods] if isinstance(methods, str) else list(methods)
+    for name in names:
+        if name not in FILLS: raise ValueError(f'methods: {name!r}, expected some of {", ".join(FILLS)}')
+    return {name: FILLS[name] for name in names}
+
 # %% ../../nbs/module1_sunflowers/07_gaps.ipynb #6220dfe8
-def score_fill(images,           # [N, H, W], stretched to 0..1; NaN where not measured
-               mask,             # bool [N, H, W], True where pixels are to be hidden
-               methods=None,     # names of `FILLS`, or a dict of functions; None: all of `FILLS`
+def score_fill(images,           # [N, H, W] or [H, W], stretched to 0..1; NaN where not measured
+               mask,             # bool of that shape, or [H, W] for all, True where pixels are to be hidden
+               methods=None,     # names of `FILLS`, or a dict of functions; None: all but the slow "biharmonic"
               ):                 # DataFrame: method, mae, bias, ms (per image)
     "Hide real pixels, fill, and measure how wrong the fills are; best first"
     import pandas as pd
-    if not isinstance(methods, dict): methods = {name: FILLS[name] for name in methods or FILLS}
-    hidden, rows = mask & np.isfinite(images), []
+    truth, rows = as_batch(images), []
+    hide = stacked(truth.reshape(np.shape(images)), np.zeros(truth.shape[1:], bool) if mask is None else mask)[1]
+    hidden, given = hide & np.isfinite(truth), np.where(hide, np.float32(np.nan), truth)
     if not hidden.any(): raise ValueError('mask: hides nothing that was measured; there is nothing to compare with')
-    given = np.where(mask, np.float32(np.nan), images)
-    for name, function in methods.items():
+    for name, function in chosen(methods).items():
         start = time.perf_counter()
         error = function(given)[hidden]
-        rows.append((name, 1e3 * (time.perf_counter() - start) / len(images), error - images[hidden]))
+        rows.append((name, 1e3 * (time.perf_counter() - start) / len(truth), error - truth[hidden]))
     return pd.DataFrame([dict(method=n, mae=abs(e).mean(), bias=e.mean(), ms=ms) for n, ms, e in rows]).sort_values('mae', ignore_index=True)
 
 # %% ../../nbs/module1_sunflowers/07_gaps.ipynb #014d6945
@@ -129,8 +142,7 @@ def show_fills(image,        # [H, W], 0..1
     "Draw the truth, the gaps, and what each method makes of them; returns the figure"
     import matplotlib.pyplot as plt
     import sunpy.visualization.colormaps
-    if not isinstance(methods, dict): methods = {name: FILLS[name] for name in methods}
-    given = np.where(mask, np.float32(np.nan), image)
+    methods, given = chosen(methods), np.where(mask, np.float32(np.nan), image)
     pictures = {'truth': image, 'hidden': given, **{name: f(given) for name, f in methods.items()}}
     fig, axes = plt.subplots(1, len(pictures), figsize=(2.4 * len(pictures), 2.7))
     for ax, (name, picture) in zip(axes, pictures.items()):
@@ -160,12 +172,12 @@ def framed(images,     # float32 [N, H, W], NaN where missing
 def fill_iterative(images,        # [H, W] or [N, H, W]
                    mask=None,     # bool, True where missing; None: where NaN
                    sweeps=20,
-                   tile=None,     # px, side of the squares that are filled one by one; None: a third of the picture
+                   tile=None,     # px, side of the squares that are filled one by one; None: the largest that divides it, up to a third
                   ):
     "`sides_mean` of each tile with gaps, again and again, as SEARCH did in 2023; float32, shape of `images`"
     x = as_batch(images, mask)
     wide, gone, (n, h, w) = framed(x), np.isnan(x), x.shape
-    tile = tile or max(h // 3, 1)
+    tile = tile or next(t for t in range(max(h // 3, 1), 0, -1) if h % t == w % t == 0)
     if h % tile or w % tile: raise ValueError(f'tile: squares of {tile} px do not cover a picture of {h} x {w} px; name a tile size that divides both')
     lost = gone.reshape(n, h // tile, tile, w // tile, tile).any((2, 4))
     for row, col in sweeps * list(np.argwhere(lost.any(0))):
@@ -207,12 +219,14 @@ def fill_biharmonic(images,        # [H, W] or [N, H, W]
     return x.reshape(np.shape(images))
 
 # %% ../../nbs/module1_sunflowers/07_gaps.ipynb #efd5be80
-def variogram(images,        # [N, H, W]; NaN are left out
-              distances,     # px, whole numbers
+def variogram(images,        # [N, H, W] or [H, W]; NaN are left out
+              distances,     # px, whole numbers from 1, smaller than the pictures
              ) -> np.ndarray:
     "Half the mean squared difference of pixels that far apart, along rows and columns; [len(distances)]"
+    images, steps = as_batch(images), np.atleast_1d(distances)
+    if not all(d == int(d) and 0 < d < min(images.shape[1:]) for d in steps): raise ValueError(f'distances: {distances}, expected whole numbers from 1 to {min(images.shape[1:]) - 1} px')
     half = lambda a, b: np.nanmean((a - b) ** 2) / 2
-    return np.array([(half(images[:, d:], images[:, :-d]) + half(images[..., d:], images[..., :-d])) / 2 for d in distances])
+    return np.array([(half(images[:, d:], images[:, :-d]) + half(images[..., d:], images[..., :-d])) / 2 for d in steps.astype(int)])
 
 # %% ../../nbs/module1_sunflowers/07_gaps.ipynb #5aaaf127
 POWER = 0.8  # of the distance, with which the variogram of AIA 171 grows; measured on frames before 2015
@@ -221,7 +235,8 @@ def power_law(a,             # [m, 2] places, px
               b,             # [n, 2] places, px
               power=POWER,
              ) -> np.ndarray:
-    "Variogram [m, n] between places, up to a factor: a power of their distance"
+    "Variogram [m, n] between places, up to a factor: a power of their distance, above 0 and below 2"
+    if not 0 < power < 2: raise ValueError(f'power: {power}, expected above 0 and below 2; measure it with `variogram`')
     return np.hypot(a[:, None, 0] - b[:, 0], a[:, None, 1] - b[:, 1]) ** power
 
 # %% ../../nbs/module1_sunflowers/07_gaps.ipynb #ea56e8f0
@@ -342,9 +357,11 @@ def fill_specks(images,     # float32 [N, H, W], NaN where missing; changed in p
     step = np.arange(-CELL, CELL + 1)
     kernel = np.maximum(step ** 2 + step[:, None] ** 2, 1)[None] ** -2.5
     gone = np.isnan(images)
-    light, weight = (fftconvolve(a, kernel, 'same', axes=(1, 2)) for a in (np.where(gone, 0., images), ~gone * 1.))
+    light, weight = (fftconvolve(a, kernel, 'same', axes=(1, 2)) for a in (np.where(gone, 0, images).astype(float), ~gone * 1.))
+    low, high = np.where(gone, np.inf, images).min((1, 2)), np.where(gone, -np.inf, images).max((1, 2))
     here = gone & part.repeat(CELL, 1).repeat(CELL, 2)
-    images[here] = light[here] / weight[here]
+    which = np.nonzero(here)[0]
+    images[here] = np.clip(light[here] / weight[here], low[which], high[which])    # a mean lies among its values
 
 # %% ../../nbs/module1_sunflowers/07_gaps.ipynb #6900fe3d
 def same_holes(whole,     # bool [N, h, w]
@@ -371,12 +388,13 @@ def guess_cells(squares,   # [n, ...] `pyramid` of some pictures
     "All cells [n, h, w]: 8 x 8 at a time, or from a coarser picture where nothing was measured 128 px around"
     fine = hole.size * (CELL // RIM) ** 2
     cells, state = squares[:, fine:fine + hole.size].reshape(-1, *hole.shape).copy(), np.pad(hole.astype(np.int8), AROUND, constant_values=2)
+    far = np.zeros_like(hole)
     for top, left in np.argwhere(blocks_of(hole, AT_ONCE).any((-2, -1))) * AT_ONCE:
         window = state[top:top + AT_ONCE + 2 * AROUND, left:left + AT_ONCE + 2 * AROUND].tobytes()
         found, here = numbered_weights(window, power, top - AROUND, left - AROUND, hole.shape), np.s_[top:top + AT_ONCE, left:left + AT_ONCE]
         if found: cells[:, *here][:, hole[here]] = squares.take(found[0], 1) @ found[1]
-    unknown = np.isnan(cells)
-    return fill_kriged(cells, power=power) if unknown.any() and not unknown.all() else cells
+        else: far[here] = hole[here]
+    return fill_kriged(cells, power=power) if far.any() and not far.all() else cells
 
 # %% ../../nbs/module1_sunflowers/07_gaps.ipynb #ccf59e83
 def fill_alike(images,     # float32 [n, H, W], NaN where missing, sides multiples of 64; changed in place
@@ -395,10 +413,12 @@ def fill_kriged(images,       # [H, W] or [N, H, W]; best in a stretch that the 
                ):
     "The best weighted mean of everything measured (`kriging_weights`), for gaps of any shape; float32, shape of `images`"
     x, lost = stacked(images, mask)
+    if not 0 < power < 2: raise ValueError(f'power: {power}, expected above 0 and below 2; measure it with `variogram`')
     n, h, w = x.shape
     filled, margin, most = np.empty(x.shape, np.float32), ((0, 0), (0, -h % 64), (0, -w % 64)), max(1, 2 ** 20 // (h * w))
     def some(rows):
         few = (x[rows] if lost is None else np.where(lost[rows], np.nan, x[rows])).astype(np.float32, copy=False)
+        if np.isinf(few).any(): few = np.where(np.isinf(few), np.float32(np.nan), few)
         return np.pad(few, margin, constant_values=np.nan) if np.any(margin) else few
     def close(rows):
         few = some(rows)
@@ -417,6 +437,7 @@ def fill(images,              # [H, W] or [N, H, W]
          mask=None,           # bool, True where missing; None: where NaN
          method='kriged',     # a key of `FILLS`
          **options):          # of that method, such as `power`
-    "Gaps filled; float32, shape of `images`. An image in which nothing was measured stays NaN"
+    "Gaps filled; float32, shape of `images`. An image in which nothing was measured stays NaN, but for 'none', which gives zeros"
     if method not in FILLS: raise ValueError(f'method: {method!r}, expected one of {", ".join(FILLS)}')
+    for name in options.keys() - inspect.signature(FILLS[method]).parameters: raise ValueError(f'{name}: {method!r} has no such option; it knows {list(inspect.signature(FILLS[method]).parameters)[2:]}')
     return FILLS[method](images, mask, **options)

@@ -6,16 +6,17 @@
 __all__ = ['LETTERS', 'FLARES', 'SIDE', 'SECTIONS', 'REGIONS', 'RARER_FIRST', 'cells', 'row_of', 'table_rows', 'note', 'unusable',
            'numbers', 'moments', 'noaa_numbers', 'goes_flux', 'goes_class', 'flux_of', 'read_flares', 'flares_from',
            'turned', 'read_regions', 'boxed', 'regions_from', 'box_pixels', 'regions_at', 'show_regions', 'place_of',
-           'inside', 'summary', 'label_at', 'covered', 'label_tiles', 'largest', 'largest_of', 'flare_target',
-           'show_flares', 'label_frames', 'labels_for']
+           'inside', 'summary', 'label_at', 'naive', 'covered', 'known', 'label_tiles', 'largest', 'own_numbers',
+           'largest_of', 'flare_target', 'show_flares', 'label_frames', 'labels_for']
 
-# %% ../../nbs/module1_sunflowers/08_labels.ipynb #f76e3f36
+# %% ../../nbs/module1_sunflowers/08_labels.ipynb #f7f65acd
 from pathlib import Path
 import csv
 import re
 import numpy as np
 import pandas as pd
 from .frame import Disk
+from .sources import date, span
 from .synthetic import rotation_rate
 from .tiles import sphere_to_pixel
 
@@ -185,7 +186,7 @@ def regions_at(events,       # table with time, start, end, lon, lat and perhaps
               ) -> pd.DataFrame:
     "What was on the Sun at a time: the rows that hold then, lon and box turned to it, mu (negative: far side), and with a disk x, y, x0, y0, x1, y1 (px)"
     if disk is not None and abs(disk.roll) > .5: raise ValueError(f'disk: rolled by {disk.roll:.1f} degrees, expected north up. Harmonise the frame first')
-    time = pd.Timestamp(time)
+    time = date('time', time)
     now = events[(events.start <= time) & ((time < events.end) | (time == events.start)) & events.lon.notna() & events.lat.notna()].copy()
     shift = turned(now.lon, now.lat, (time - now.time) / pd.Timedelta('1D')) - now.lon
     for name in ('lon', 'lon0', 'lon1'):
@@ -256,10 +257,31 @@ def label_at(tiles,    # rows of one frame: row, col, size (px of the frame)
     out = pd.DataFrame(dict(label=label, n=hit.sum(1)), index=tiles.index)
     return out.join(pd.DataFrame([summary(now[h]) if h.any() else ('', '', 0.) for h in hit], tiles.index, ['noaa', 'hale', 'area']))
 
+# %% ../../nbs/module1_sunflowers/08_labels.ipynb #49179aaf
+def naive(times):    # anything like a column of times
+    "Times as a Series, UTC without a zone; `ValueError` if they are numbers"
+    times = pd.Series(times)
+    if len(times) and pd.api.types.is_numeric_dtype(times): raise ValueError(f'times: {times.iloc[0]} is a number, expected times as in 2014-01-31 12:00')
+    return pd.to_datetime(times, utc=True, format='ISO8601').dt.tz_localize(None).astype('datetime64[ns]')
+
 # %% ../../nbs/module1_sunflowers/08_labels.ipynb #28de653c
 def covered(events):    # a table
-    "First and last time that a table speaks of"
-    return events.start.min(), events.end.max()
+    "First and last time that a table speaks of: what it was fetched for, else that of its rows"
+    asked = events.attrs.get('covers')
+    return tuple(map(pd.Timestamp, asked)) if asked else (events.start.min(), events.end.max())
+
+def known(events,         # a table
+          times,          # UTC
+          covers=None,    # (first, last): believe this; a bool Series: return it
+         ) -> pd.Series:
+    "Whether a table speaks of each time, bool; of NOAA's daily list, days without a report are unknown"
+    times = naive(times)
+    if isinstance(covers, pd.Series): return covers
+    if covers is not None: return times.between(date('covers', covers[0]), date('covers', covers[1]))
+    inside, days = times.between(*covered(events)), events.attrs.get('days')
+    if days is None and 'mcintosh' not in events: return inside
+    if days is None: days = events.time[events.mcintosh.notna()]
+    return inside & (times + pd.Timedelta('12h')).dt.floor('D').isin(pd.to_datetime(days))
 
 # %% ../../nbs/module1_sunflowers/08_labels.ipynb #3a137ca9
 def label_tiles(tiles,           # `Tiles`, or a table with frame, row, col, size, time
@@ -267,16 +289,18 @@ def label_tiles(tiles,           # `Tiles`, or a table with frame, row, col, siz
                 disk=None,       # of the frames; default: the package's
                 b0=None,         # degrees, one for all or one per tile; default: the catalogue's
                 share=.25,       # of the tile or of the event's box
-                covers=None,     # (first, last) time the list speaks of; default: that of its rows
+                covers=None,     # (first, last) time the list speaks of, or bool per tile; default: as `known`
                ) -> pd.DataFrame:
-    "One row per tile: label, n (events in it), noaa (numbers, largest region first), hale (of the largest), area (sum); <NA> outside the list's time"
-    table, disk = getattr(tiles, 'table', tiles), disk or tiles.package.disk
+    "One row per tile: label, n (events in it), noaa (numbers, largest region first), hale (of the largest), area (sum); <NA> where the list says nothing (`known`) or b0 is NaN"
+    table = getattr(tiles, 'table', tiles)
+    if not hasattr(tiles, 'package') and (disk is None or b0 is None): raise ValueError('tiles: a plain table knows no frames; give disk and b0 as well, or a `Tiles`')
+    if not len(table): return pd.DataFrame(columns=['label', 'n', 'noaa', 'hale', 'area'], index=table.index)
+    disk = disk or tiles.package.disk
     if b0 is None: b0 = tiles.package.catalogue.b0.to_numpy(float)[table['frame']]
-    table = table.assign(b0=b0, size=table['size'] * table.get('scale', 1))
-    first, last = covers or covered(events)
-    named = [label_at(part, regions_at(events, time, tilt, disk), disk, share) for (time, tilt), part in table.groupby(['time', 'b0'], sort=False)]
+    table = table.assign(b0=b0, time=naive(table.time), size=table['size'] * table.get('scale', 1))
+    named = [label_at(part, regions_at(events, time, tilt, disk), disk, share) for (time, tilt), part in table.groupby(['time', 'b0'], sort=False, dropna=False)]
     out = pd.concat(named).reindex(table.index)
-    unknown = ~table.time.between(first, last)
+    unknown = ~known(events, table.time, covers) | table.b0.isna()
     out['label'] = out.label.mask(unknown & ~out.label.isin(['limb', 'off_disk']), pd.NA)
     return out.assign(n=out.n.astype('Int64').mask(unknown), noaa=out.noaa.mask(unknown, pd.NA), hale=out.hale.mask(unknown, pd.NA), area=out.area.mask(unknown))
 
@@ -292,16 +316,27 @@ def largest(peaks,    # datetime64 [flares]
     most = np.maximum.reduceat(flux, np.stack([first, last], 1).ravel())[::2] if len(begin) else np.zeros(0)
     return np.where((last > first) & np.isfinite(most), most, np.nan), last - first
 
+# %% ../../nbs/module1_sunflowers/08_labels.ipynb #e9195b08
+def own_numbers(noaa, windows):    # numbers per window: 11944, '1944', 'AR11944', '11944 11950', '', <NA>
+    "Region numbers with five digits, one row each, indexed as `windows`; `ValueError` if something is no number"
+    text = pd.Series(noaa, windows.index, dtype=object).dropna().astype(str).str.replace(r'\.0\b|AR|NOAA', ' ', regex=True).str.split().explode().dropna()
+    bad = text[~text.str.fullmatch('[0-9]{1,5}').astype(bool)]
+    if len(bad): raise ValueError(f'noaa: {bad.iloc[0]!r} is no region number, expected as in 11944, or several as in "11944 11950"')
+    number = text.astype(int)
+    return number.mask((number < 10000) & (windows.begin.loc[number.index].to_numpy() >= np.datetime64('2002-06-15')), number + 10000)
+
 # %% ../../nbs/module1_sunflowers/08_labels.ipynb #6b7cf739
 def largest_of(flares, windows, noaa):
-    "As `largest`, but each window counts only the flares of its own regions"
-    number = pd.Series(noaa, windows.index).dropna().astype(str).str.split().explode().dropna()
+    "As `largest`, but each window counts only the flares of its own regions; and whether a larger one may be theirs, as nobody noted its region"
+    number = own_numbers(noaa, windows)
     flux, n = pd.Series(np.nan, windows.index), pd.Series(0, windows.index)
     for which, rows in number.groupby(number).groups.items():
-        mine, w = flares[flares.noaa == int(which)], windows.loc[rows]
+        mine, w = flares[flares.noaa == which], windows.loc[rows]
         most, count = largest(mine.time.to_numpy(), mine.flux.to_numpy(), w.begin.to_numpy(), w.end.to_numpy())
         flux.loc[rows], n.loc[rows] = np.fmax(flux.loc[rows], most), n.loc[rows] + count
-    return flux, n
+    lost = flares[flares.noaa.isna()] if 'noaa' in flares else flares
+    most, count = largest(lost.time.to_numpy(), lost.flux.to_numpy(), windows.begin.to_numpy(), windows.end.to_numpy())
+    return flux, n, (count > 0) & ~(most <= flux.to_numpy())
 
 # %% ../../nbs/module1_sunflowers/08_labels.ipynb #0de4a51f
 def flare_target(times,          # of frames or tiles, UTC
@@ -311,16 +346,17 @@ def flare_target(times,          # of frames or tiles, UTC
                  noaa=None,      # region numbers per time, as in `label_tiles` ('' none, <NA> unknown): only their flares count
                  covers=None,    # (first, last) time the list speaks of; default: whole days from its first row to its last
                 ) -> pd.DataFrame:
-    "After each time: begin, end, n (flares that peak then), max_flux (W/m²), max_class ('quiet' without any, <NA> outside the list's time)"
-    times, good = pd.Series(times).astype('datetime64[ns]'), flares[flares.time.notna()]
-    begin = times + pd.Timedelta(lag)
-    out = pd.DataFrame(dict(begin=begin, end=begin + pd.Timedelta(window)))
+    "After each time: begin, end, n (flares that peak then), max_flux (W/m²), max_class ('quiet' without any; <NA> outside the list's time, or where a larger flare without a region number may be theirs)"
+    times, good, doubt = naive(times), flares[flares.time.notna()], False
+    begin = times + span('lag', lag, least=0)
+    out = pd.DataFrame(dict(begin=begin, end=begin + span('window', window)))
     if noaa is None: out['max_flux'], out['n'] = largest(good.time.to_numpy(), good.flux.to_numpy(), out.begin.to_numpy(), out.end.to_numpy())
-    else: out['max_flux'], out['n'] = largest_of(good, out, noaa := np.asarray(noaa, object))
-    first, last = covers or (good.time.min().floor('D'), good.time.max().ceil('D'))
-    known = (out.begin >= pd.Timestamp(first)) & (out.end <= pd.Timestamp(last)) & (noaa is None or pd.notna(noaa))
+    else: out['max_flux'], out['n'], doubt = largest_of(good, out, noaa := np.asarray(noaa, object))
+    first, last = covers or good.attrs.get('covers') or (good.time.min().floor('D'), good.time.max().ceil('D'))
+    told = (out.begin >= naive([first])[0]) & (out.end <= naive([last])[0]) & (noaa is None or pd.notna(noaa))
     words = out.max_flux.map(goes_class, na_action='ignore').astype(object).where(out.n > 0, 'quiet')
-    return out.assign(n=out.n.astype('Int64').where(known), max_flux=out.max_flux.where(known), max_class=words.where(known, pd.NA).fillna(pd.NA))
+    sure = told & ~np.asarray(doubt)
+    return out.assign(n=out.n.astype('Int64').where(told), max_flux=out.max_flux.where(sure), max_class=words.where(sure, pd.NA).fillna(pd.NA))
 
 # %% ../../nbs/module1_sunflowers/08_labels.ipynb #8cd9561d
 def show_flares(flares, target=None, ax=None):    # from `read_flares`; from `flare_target`; matplotlib axes
@@ -337,15 +373,14 @@ def show_flares(flares, target=None, ax=None):    # from `read_flares`; from `fl
 
 # %% ../../nbs/module1_sunflowers/08_labels.ipynb #8fabffa9
 def label_frames(package, events, covers=None):
-    "One row per frame: frame, n (events on the visible side), n of each kind, noaa, hale, area as in `label_tiles`; <NA> outside the list's time"
-    first, last = covers or covered(events)
+    "One row per frame: frame, n (events on the visible side), n of each kind, noaa, hale, area as in `label_tiles`; <NA> where the list says nothing (`known`)"
     rows, kinds = [], sorted(set(events.kind.dropna()))
     for c in package.catalogue.itertuples():
         now = regions_at(events, c.time, c.b0)
         now = now[now.mu > 0]
         rows.append(dict(frame=c.frame, n=len(now), **{f'n_{k}': int((now.kind == k).sum()) for k in kinds}, **dict(zip(('noaa', 'hale', 'area'), summary(now)))))
     out = pd.DataFrame(rows, index=package.catalogue.index).convert_dtypes()
-    out.loc[~package.catalogue.time.between(first, last), out.columns[1:]] = pd.NA
+    out.loc[~known(events, package.catalogue.time, covers), out.columns[1:]] = pd.NA
     return out
 
 # %% ../../nbs/module1_sunflowers/08_labels.ipynb #27d394a2
@@ -358,12 +393,14 @@ def labels_for(places,          # `Package` or `Tiles`
     "One row per frame or tile: what was there, and the largest flare in a window after it (of a tile: of its own regions)"
     events = [table for table in (regions, hek) if table is not None]
     if not events and flares is None: raise ValueError('nothing to join: give regions, flares or hek')
+    for name, table, word in (('regions', regions, 'mcintosh'), ('flares', flares, 'flux'), ('hek', hek, 'method')):
+        if table is not None and word not in table: raise ValueError(f'{name}: a table without the column {word}, expected one from read_{name}. Are two tables swapped?')
     tiled = hasattr(places, 'images')
     times = places.table.time if tiled else places.catalogue.time
     out = pd.DataFrame(index=times.index)
     if events:
-        covers = max(covered(t)[0] for t in events), min(covered(t)[1] for t in events)
-        out = (label_tiles if tiled else label_frames)(places, pd.concat(events, ignore_index=True), covers=covers)
+        covers = np.logical_and.reduce([known(t, times) for t in events])
+        out = (label_tiles if tiled else label_frames)(places, pd.concat(events, ignore_index=True), covers=pd.Series(covers, times.index))
     if flares is None: return out
     if tiled and regions is None: raise ValueError('flares of a tile are those of its regions: give regions, too')
     target = flare_target(times, flares, window, lag, out.noaa if tiled else None)

@@ -132,7 +132,7 @@ def load_member(block):      # (tar and member, tar, where the member begins, it
     except (*_DAMAGE, TypeError) as e: raise _damaged(name, 'a frame of sdoml-lite, an npy in a tar', e) from None
 
 # %% ../../nbs/module1_sunflowers/c_sdoml.ipynb #ebfe97fd
-LISTED = ['source', 'time', 'channel', 'block', 'number', 'quality', 'b0', 'exptime', 'degradation']
+LISTED = ['source', 'time', 'channel', 'block', 'number', 'quality', 'remarks', 'b0', 'exptime', 'degradation']
 _V1 = re.compile(r'(?:AIA|HMI)(\d{8})_(\d{4})_(\w+)\.npz')
 
 def list_npz(path,           # folder with npz files at any depth
@@ -161,8 +161,9 @@ def list_array(array, name, channel):
     number, step, n = lambda key: pd.to_numeric(header_words(array, key), errors='coerce'), array.chunks[0], array.shape[0]
     blocks = np.repeat(pd.Series([(name, first) for first in range(0, n, step)], dtype=object), step)[:n]
     quality = header_words(array, 'QUALITY').map(lambda bits: '; '.join(quality_bits(bits)))
+    remarks = number('QUALITY').isna().map({True: 'no QUALITY in the header: what JSOC thought of it is not known', False: ''})
     table = pd.DataFrame(dict(source=[f'{name}[{i}]' for i in range(n)], time=parse_times(header_words(array, 'T_OBS')), channel=channel, block=blocks.to_numpy(),
-                              number=np.arange(n) % step, quality=quality, b0=number('CRLT_OBS'), exptime=number('EXPTIME'), degradation=number('DEG_COR')))
+                              number=np.arange(n) % step, quality=quality, remarks=remarks, b0=number('CRLT_OBS'), exptime=number('EXPTIME'), degradation=number('DEG_COR')))
     lost = int(table.time.isna().sum())
     return table[table.time.notna()], [(name, f'{lost} of {n} frames have no time: T_OBS is missing in the attributes')] if lost else []
 
@@ -216,7 +217,7 @@ def sdoml_catalogue(table,   # with `LISTED`
     t, disk, lite = table.drop(columns=['block', 'number']), sdoml_disk(size), release == 'sdoml-lite'
     hmi, quality, twice = t.channel.str.startswith('hmi'), t.quality.astype(object).where(t.quality.notna(), ''), t.duplicated(['channel', 'time'])
     return t.assign(frame=np.arange(len(t)), quality=quality.mask(twice & (quality == ''), 'same channel and time as an earlier frame'),
-                    unit='display' if lite else np.where(hmi, 'Gauss', 'DN/s'), b0=t.b0.astype(float).fillna(pd.Series(tilts(t.time))),
+                    remarks=t.remarks.astype(object).where(t.remarks.notna(), ''), origin='observed', unit='display' if lite else np.where(hmi, 'Gauss', 'DN/s'), b0=t.b0.astype(float).fillna(pd.Series(tilts(t.time))),
                     exptime=t.exptime.astype(float), degradation=t.degradation.astype(float), source_size=size, source_x=disk.x, source_y=disk.y,
                     source_radius=np.where(hmi & lite, sdoml_disk(size, hmi_lite=True).radius, disk.radius), source_roll=0.0,
                     calibration=np.where(hmi, _MAGNETIC[release], CALIBRATION[release]))
@@ -284,12 +285,13 @@ def s3_store(url):    # s3://bucket/path
 
 # %% ../../nbs/module1_sunflowers/c_sdoml.ipynb #4aa9d581
 def open_sdoml(path,            # folder of SDOML v1, Zarr group of v2 (folder or URL, one year or all), tar or folder of tars of sdoml-lite
-               channels=None,   # names, default: all that we know
+               channels=None,   # one or several names, ours or theirs (94, '94A', 'bz'); default: all that we know
                check=False,     # read every frame once and mark broken, blank and incomplete ones in `quality`
                keep=4,          # blocks kept in memory (v2: 15 frames each)
               ) -> Package:     # its frames are read in place
     "Open SDOML v1 or v2 (Galvez et al. 2019, doi:10.3847/1538-4365/ab1005) or sdoml-lite as a package; `ValueError` if it is none of them"
-    release, names = sdoml_release(path), channels and {get_channel(c).name for c in channels}
+    release, channels = sdoml_release(path), [channels] if isinstance(channels, (str, int)) else channels
+    names = channels and {sdoml_channel(str(c)) for c in channels}
     wanted = lambda channel: not names or channel in names
     if release == 'SDOML v1': (table, skipped), load = list_npz(path, wanted), load_npz
     elif release == 'SDOML v2':
@@ -315,5 +317,5 @@ def frames_of(package,       # from `open_sdoml`
     for row in (c[c.quality == ''] if rows is None else c.iloc[rows]).itertuples():
         try: data = package.read(row.frame)
         except ValueError as e: log.warning('left out: %s', e); continue
-        meta = dict(b0=row.b0, exptime=row.exptime, source=row.source, lvl_num=1.5, degradation=row.calibration)
+        meta = dict(b0=row.b0, exptime=row.exptime, source=row.source, origin=row.origin, lvl_num=1.5, degradation=row.calibration)
         yield Frame(data, row.time.to_pydatetime(), row.channel, Disk(row.source_x, row.source_y, row.source_radius, row.source_roll), row.unit, meta)

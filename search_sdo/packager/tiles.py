@@ -23,6 +23,8 @@ def grid_corners(width,      # px, side of the frame
     "First pixel of each tile along one side of a frame; the grid is centred"
     if not 0 < size <= width: raise ValueError(f'size: tiles of {size} px do not fit frames of {width} px; choose 1 to {width}')
     if stride < 1: raise ValueError(f'stride: {stride} px, expected 1 or more')
+    if size != int(size) or stride != int(stride): raise ValueError(f'size and stride: {size} and {stride} px, expected whole numbers')
+    size, stride = int(size), int(stride)
     n = (width - size) // stride + 1
     return (width - size - (n - 1) * stride) // 2 + stride * np.arange(n)
 
@@ -123,6 +125,8 @@ class Tiles:
     def grid(cls, package, size=64, stride=None, within=1.1, flagged=False, scales=(1,), off_disk='keep', min_mu=None):
         "Tiles of `size` px every `stride` px (default: side by side) over all frames, at one or more whole `scales`; places as in `well_placed`"
         c = package.catalogue if flagged else package.catalogue[package.catalogue.quality == '']
+        scales = np.atleast_1d(scales)
+        grid_corners(package.size, size, stride or size)    # says what is wrong with them
         if not len(scales) or any(s < 1 or s != int(s) for s in scales): raise ValueError(f'scales: {scales}, expected whole numbers from 1, such as (1, 2, 4)')
         tables = [tile_table(c, grid_corners(package.size, size * int(s), (stride or size) * int(s)), size, package.disk, int(s),
                              within=within, off_disk=off_disk, min_mu=min_mu) for s in scales]
@@ -138,9 +142,9 @@ class Tiles:
 
     def images(self, ids=None):
         "float32 [n, size, size] package values of the tiles numbered `ids` (default: all)"
-        return tile_images(self.table if ids is None else self.table.iloc[np.atleast_1d(ids)], self.package)
+        return tile_images((self if ids is None else self[ids]).table, self.package)
 
-    def boxes(self, ids=None): return tile_boxes(self.table if ids is None else self.table.iloc[np.atleast_1d(ids)])
+    def boxes(self, ids=None): return tile_boxes((self if ids is None else self[ids]).table)
     def coordinates(self, i): return tile_coordinates(self.table.iloc[i], self.package)
     def on_source(self, i): return tile_on_source(self.table.iloc[i], self.package)
     def rebuild(self, frame):
@@ -153,7 +157,11 @@ class Tiles:
     @classmethod
     def open(cls, path, package):
         if not Path(path).is_file(): raise FileNotFoundError(f'{path}: missing; expected a table that Tiles.save wrote')
-        return cls(pd.read_parquet(path), package)
+        try: table = pd.read_parquet(path)
+        except Exception as e: raise ValueError(f'{path}: no parquet table ({e}); expected one that Tiles.save wrote') from e
+        lacks = [c for c in COLUMNS if c not in table]
+        if lacks: raise ValueError(f'{path}: lacks the columns {lacks}; expected a table that Tiles.save wrote')
+        return cls(table, package)
 
 # %% ../../nbs/module1_sunflowers/06_tiles.ipynb #c12c103d
 def show_tiles(tiles,        # `Tiles`
@@ -163,11 +171,13 @@ def show_tiles(tiles,        # `Tiles`
     import matplotlib.pyplot as plt
     import sunpy.visualization.colormaps
     from search_sdo.packager.channels import get_channel, stretch
-    rows = -(-len(ids) // columns)
+    shown = tiles[ids]
+    if not len(shown): raise ValueError('ids: no tiles; name some row numbers')
+    rows = -(-len(shown) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.9 * rows), squeeze=False)
     for ax in axes.flat: ax.axis('off')
     units = tiles.package.catalogue.unit
-    for ax, image, t in zip(axes.flat, tiles.images(ids), tiles.table.iloc[ids].itertuples()):
+    for ax, image, t in zip(axes.flat, shown.images(), shown.table.itertuples()):
         ax.imshow(stretch(image, t.channel, units[t.frame]), cmap=get_channel(t.channel).cmap, vmin=0, vmax=1)
         ax.set_title('off the disk' if np.isnan(t.mu) else f'{t.lon:.0f}°, {t.lat:.0f}°\nmu {t.mu:.2f}', fontsize=8)
     return fig
@@ -182,7 +192,7 @@ def tile_boxes(table) -> np.ndarray:
 def tile_on_source(tile,       # a row of `Tiles.table`
                    package,    # its `Package`
                   ) -> np.ndarray:
-    "float [4, 2]: x, y of the corners of a tile in the picture it was made from, px, clockwise from the top left; edges of pixels"
+    "float [4, 2]: x, y of the corners of a tile in the picture it was made from, px, clockwise from the top left; edges of pixels. Row 0 is the top (north); FITS and SDOML store the south first: there y is H - 1 - y"
     c = package.catalogue.iloc[tile.frame]
     x0, y0, x1, y1 = tile_boxes(tile.to_frame().T)[0] - .5
     source = Disk(c.source_x, c.source_y, c.source_radius, c.source_roll)
@@ -225,8 +235,11 @@ def split_by_time(times,             # of tiles or frames
                   gap_days=ROTATION,
                  ) -> np.ndarray:
     "'train', 'gap' or 'val' for each time; a random split is not offered, since frames days apart show the same spots"
-    times = pd.to_datetime(pd.Series(np.asarray(times)))
-    start = pd.Timestamp(start_val) if start_val is not None else times.quantile(share)
+    if not 0 <= share <= 1: raise ValueError(f'share: {share}, expected 0 to 1, such as 0.8')
+    if not gap_days >= 0: raise ValueError(f'gap_days: {gap_days}, expected 0 or more')
+    times = pd.to_datetime(pd.Series(np.asarray(times)), utc=True).dt.tz_localize(None)
+    if times.isna().any(): raise ValueError(f'times: {times.isna().sum()} of {len(times)} are missing; leave those tiles out')
+    start = pd.to_datetime(start_val, utc=True).tz_localize(None) if start_val is not None else times.quantile(share)
     split = np.where(times >= start, 'val', np.where(times >= start - pd.Timedelta(days=gap_days), 'gap', 'train'))
     for part in ('train', 'val'):
         if part not in split: raise ValueError(f'no {part} frames: times run from {times.min()} to {times.max()}, the split is at {start} after a gap of {gap_days:g} days. Move start_val or shorten gap_days')
@@ -236,9 +249,11 @@ def split_by_time(times,             # of tiles or frames
 def balance(labels,         # class of each tile
             split,          # "train", "gap" or "val" of each tile, from `split_by_time`
            ) -> pd.DataFrame:
-    "One row per class: the number of tiles in each part, and their share of it"
-    labels, split = np.asarray(labels), np.asarray(split)
+    "One row per class: the number of tiles in each part, and their share of it; tiles without a label are 'unknown'"
+    labels, split = np.asarray(labels, object), np.asarray(split, object)
     if labels.shape != split.shape: raise ValueError(f'labels and split: {labels.shape} and {split.shape}; expected one of each per tile')
+    if other := set(split) - {'train', 'gap', 'val'}: raise ValueError(f'split: {sorted(map(str, other))}, expected "train", "gap" or "val"')
+    labels = np.where(pd.isna(labels), 'unknown', labels)
     counts = pd.crosstab(pd.Series(labels, name='label'), pd.Series(split, name='split'))
     counts = counts[[part for part in ('train', 'gap', 'val') if part in counts]]
     return pd.concat(dict(tiles=counts, share=counts / counts.sum()), axis=1)
