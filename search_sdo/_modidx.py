@@ -933,6 +933,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'search_sdo/packager/package.py'),
                                              'search_sdo.packager.package._finish': ( 'module1_sunflowers/package.html#_finish',
                                                                                       'search_sdo/packager/package.py'),
+                                             'search_sdo.packager.package._opened': ( 'module1_sunflowers/package.html#_opened',
+                                                                                      'search_sdo/packager/package.py'),
                                              'search_sdo.packager.package._plan': ( 'module1_sunflowers/package.html#_plan',
                                                                                     'search_sdo/packager/package.py'),
                                              'search_sdo.packager.package._tilt': ( 'module1_sunflowers/package.html#_tilt',

@@ -8,11 +8,12 @@ __all__ = ['log', 'KEEPBITS', 'CHUNK', 'FORMAT', 'COORDINATES', 'bit_round', 'op
            'prepare', 'store', 'store_all', 'catalogue_from', 'cut', 'Package', 'build_package', 'open_package',
            'verify']
 
-# %% ../../nbs/module1_sunflowers/05_package.ipynb #a520d8d7
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #7dda0858
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 import errno
@@ -159,11 +160,14 @@ def store(source, path, row, size, calibration):
     "Prepare one source and write it as frame `row` of the Zarr group at `path`; its journal entry, or why it cannot be read"
     try: pixels, entry = prepare(source, size, calibration)
     except (ValueError, OSError) as e: return e if source_name(source) in str(e) else ValueError(f'{source_name(source)}: {e}')
-    array, file = open_array(path, threads=1), shard_file(path, row)
+    array, file = _opened(path, os.stat(Path(path) / 'frames/zarr.json').st_mtime_ns), shard_file(path, row)
     array[row] = pixels
     with open(file, 'rb') as f:
         os.fsync(f.fileno())
         return dict(entry, bytes=os.fstat(f.fileno()).st_size, sha256=hashlib.sha256(f.read()).hexdigest())
+
+@lru_cache(4)
+def _opened(path, changed): return open_array(path, threads=1)      # once, and again when the array has grown
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #c2998577
 def store_all(sources, rows, path, size, calibration, workers, client=None):
