@@ -1,5 +1,4 @@
 """Archives: their protocols against look-alikes on this machine, and what they do on a bad day."""
-import json
 from datetime import datetime, timedelta
 from functools import partial
 

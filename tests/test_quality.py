@@ -9,7 +9,7 @@ from real_data import DATA, needs_data
 from search_sdo.packager.calibrate import harmonise
 from search_sdo.packager.frame import Disk
 from search_sdo.packager.package import Package
-from search_sdo.packager.quality import contact_sheet, find_faults, measure, outliers, quality_bits, review
+from search_sdo.packager.quality import contact_sheet, find_faults, measure, outliers, quality_bits
 from search_sdo.packager.synthetic import SmallSun
 
 SUN = SmallSun(seed=2)

@@ -1,6 +1,5 @@
 """SDOML v1, v2 and sdoml-lite opened as packages: stores written as the originals were, and every kind of damage."""
 import pickle
-import shutil
 import tarfile
 from io import BytesIO
 
@@ -13,7 +12,7 @@ from scipy.ndimage import affine_transform
 from search_sdo.models.views import load_frames
 from search_sdo.packager.frame import Disk
 from search_sdo.packager.package import Package
-from search_sdo.packager.sdoml import frames_of, open_sdoml, parse_times, sdoml_disk, sdoml_release, tilts
+from search_sdo.packager.sdoml import frames_of, open_sdoml, sdoml_disk, sdoml_release, tilts, utc
 from search_sdo.packager.synthetic import SmallSun
 from search_sdo.packager.tiles import Tiles
 
@@ -97,13 +96,13 @@ def agreement(a, b):
 
 def test_times_are_utc():
     "34 s between TAI and UTC until July 2012, 35, 36 and 37 after that (IERS Bulletin C)"
-    times = parse_times(["2011-01-01T00:00:02.34Z", "2011-01-01T00:00:02", "2011.01.01_00:00:34_TAI", "2013.01.01_00:00:35_TAI", "2016.01.01_00:00:36.25_TAI", "2018.01.01_00:00:37_TAI"])
+    times = utc(["2011-01-01T00:00:02.34Z", "2011-01-01T00:00:02", "2011.01.01_00:00:34_TAI", "2013.01.01_00:00:35_TAI", "2016.01.01_00:00:36.25_TAI", "2018.01.01_00:00:37_TAI"])
     assert [str(t) for t in times] == ["2011-01-01 00:00:02.340000", "2011-01-01 00:00:02", "2011-01-01 00:00:00", "2013-01-01 00:00:00", "2016-01-01 00:00:00.250000", "2018-01-01 00:00:00"]
 
 
 @pytest.mark.parametrize("text", ["MISSING", "", None, "2011-13-41T00:00:00Z", "2011.01.99_00:00:34_TAI", float("nan"), 12])
 def test_times_that_are_none_are_nat(text):
-    good, bad = parse_times(["2011-01-01T00:00:02Z", text])
+    good, bad = utc(["2011-01-01T00:00:02Z", text])
     assert str(good) == "2011-01-01 00:00:02" and (bad is pd.NaT or bad.year < 1971)
 
 

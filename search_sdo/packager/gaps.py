@@ -341,22 +341,22 @@ def paint(images,     # [n, H, W], changed in place
     blocks_of(images, CELL)[:, row, col] = (nine.reshape(-1, 9) @ bilinear(CELL)).reshape(len(cells), len(row), CELL, CELL)
 
 # %% ../../nbs/module1_sunflowers/07_gaps.ipynb #a3eeda72
-def gaps_by_cell(images):     # float32 [N, H, W], NaN where missing; sides multiples of CELL
+def gaps_by_cell(images):     # float32 [N, H, W], not finite where missing; sides multiples of CELL
     "Which cells of 8 px miss all of their pixels, and which only some: two bool [N, H / 8, W / 8]"
     n, h, w = images.shape
-    missing = np.isnan(images, order='C').view(np.uint64).reshape(n, h // CELL, CELL, w // CELL).sum(2)
+    missing = (~np.isfinite(images, order='C')).view(np.uint64).reshape(n, h // CELL, CELL, w // CELL).sum(2)
     whole = missing == 0x0808080808080808
     return whole, (missing != 0) & ~whole
 
 # %% ../../nbs/module1_sunflowers/07_gaps.ipynb #c4cdefb0
-def fill_specks(images,     # float32 [N, H, W], NaN where missing; changed in place
+def fill_specks(images,     # float32 [N, H, W], not finite where missing; changed in place
                 part,       # bool [N, H / 8, W / 8], cells with some of their pixels
                ):
     "Fill cells that miss some pixels with the mean of those around, weighted by distance ** -5 (Shepard 1968)"
     from scipy.signal import fftconvolve
     step = np.arange(-CELL, CELL + 1)
     kernel = np.maximum(step ** 2 + step[:, None] ** 2, 1)[None] ** -2.5
-    gone = np.isnan(images)
+    gone = ~np.isfinite(images)
     light, weight = (fftconvolve(a, kernel, 'same', axes=(1, 2)) for a in (np.where(gone, 0, images).astype(float), ~gone * 1.))
     low, high = np.where(gone, np.inf, images).min((1, 2)), np.where(gone, -np.inf, images).max((1, 2))
     here = gone & part.repeat(CELL, 1).repeat(CELL, 2)
@@ -397,7 +397,7 @@ def guess_cells(squares,   # [n, ...] `pyramid` of some pictures
     return fill_kriged(cells, power=power) if far.any() and not far.all() else cells
 
 # %% ../../nbs/module1_sunflowers/07_gaps.ipynb #ccf59e83
-def fill_alike(images,     # float32 [n, H, W], NaN where missing, sides multiples of 64; changed in place
+def fill_alike(images,     # float32 [n, H, W], not finite where missing, sides multiples of 64; changed in place
                hole,       # bool [H / 8, W / 8], the cells that all of these pictures miss
                part,       # bool [n, H / 8, W / 8], the cells that miss some of their pixels
                power,      # of the variogram
@@ -418,7 +418,6 @@ def fill_kriged(images,       # [H, W] or [N, H, W]; best in a stretch that the 
     filled, margin, most = np.empty(x.shape, np.float32), ((0, 0), (0, -h % 64), (0, -w % 64)), max(1, 2 ** 20 // (h * w))
     def some(rows):
         few = (x[rows] if lost is None else np.where(lost[rows], np.nan, x[rows])).astype(np.float32, copy=False)
-        if np.isinf(few).any(): few = np.where(np.isinf(few), np.float32(np.nan), few)
         return np.pad(few, margin, constant_values=np.nan) if np.any(margin) else few
     def close(rows):
         few = some(rows)

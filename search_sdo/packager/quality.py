@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['QUALITY_BITS', 'measure', 'quality_bits', 'find_faults', 'burned_in', 'outliers', 'review', 'contact_sheet']
 
-# %% ../../nbs/module1_sunflowers/04_calibrate.ipynb #1d127336
-from pathlib import Path
+# %% ../../nbs/module1_sunflowers/04_calibrate.ipynb #7c76b1ac
 import numpy as np
 from .calibrate import distance
 from .channels import get_channel

@@ -5,9 +5,6 @@
 # %% auto #0
 __all__ = ['END', 'RESPONSE', 'read_response']
 
-# %% ../../nbs/module1_sunflowers/b_response.ipynb #73cd1fa7
-from pathlib import Path
-
 # %% ../../nbs/module1_sunflowers/b_response.ipynb #382a5d52
 END = '2030-05-01'  # the tables promise nothing beyond
 
