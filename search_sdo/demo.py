@@ -115,7 +115,7 @@ def trained(package, out, **settings):
     from search_sdo.models.train import train
     known = {**settings, 'frames': [*package.catalogue.source], 'unit': [*package.catalogue.unit]}
     if done_before(out / 'demo.json', known): return Encoder.load(out)
-    encoder = train(package, out, **settings)
+    encoder = train(package, out, **settings, overwrite=True)
     (out / 'demo.json').write_text(json.dumps(known, default=str), encoding='utf-8')
     return encoder
 

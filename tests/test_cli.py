@@ -15,7 +15,7 @@ from search_sdo.packager.synthetic import SmallSun
 
 TWO_DAYS = ["--start", "2012-01-01", "--end", "2012-01-03", "--to", "x"]
 
-COMMANDS = ["fetch", "gaps", "package", "verify", "train", "index", "search", "demo"]
+COMMANDS = ["fetch", "gaps", "package", "verify", "train", "sweep", "index", "search", "demo"]
 
 
 def run(*words, cwd=None):
@@ -211,7 +211,7 @@ def test_help_has_an_example(command):
     (["package", "synthetic:2", "out", "--pointing", "{work}/package/README.md"], "not a pointing table"),
     (["verify", "nowhere"], "nowhere/frames.parquet: missing"),
     (["train", "nowhere", "--out", "e"], "nowhere/frames.parquet: missing, so nowhere is not a finished package. Build it with: search-sdo package"),
-    (["train", "{work}/package", "--out", "e", "--method", "magic"], "method: 'magic' is not known; choose from simclr, simsiam"),
+    (["train", "{work}/package", "--out", "e", "--method", "magic"], "method: 'magic' is not known; choose from simclr, dcl, simsiam, byol, vicreg, barlow"),
     (["train", "{work}/package", "--out", "e", "--tile", "300"], "size: tiles of 300 px do not fit frames of 128 px"),
     (["train", "{work}/package"], "Missing option '--out'. See: search-sdo train --help"),
     (["index", "{work}/package", "nowhere", "--out", "e"], "nowhere/encoder.json"),

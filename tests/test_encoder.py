@@ -1,11 +1,17 @@
 """`Encoder` and its backbones: what goes in, what comes out, and what a broken folder says."""
 import json
+import pickle
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
-from search_sdo.models.encoder import Encoder, make_backbone
+import search_sdo.models.encoder as module
+from search_sdo.models.encoder import Encoder, fit_channels, make_backbone, read_tensors, shipped_encoders, trial_dim
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +56,209 @@ def test_unknown_backbone_names_the_choices():
         make_backbone("resnet19")
 
 
+def test_small_resnet_with_a_coarse_stem():
+    net = make_backbone(widths=(32, 64, 128, 256), stem=4, kernel=7)
+    assert net[0].kernel_size == (7, 7) and net[0].stride == (4, 4) and net.dim == 256
+    shapes = []
+    net[-2].register_forward_hook(lambda layer, given, out: shapes.append(tuple(given[0].shape)))
+    assert net(torch.rand(2, 1, 64, 64)).shape == (2, 256) and shapes == [(2, 256, 2, 2)]
+
+
+def test_photo_resnet_with_a_stem_for_tiles():
+    net = make_backbone("resnet18", 9, stem=1, kernel=3, pool=False).eval()
+    shapes = []
+    net.layer1.register_forward_hook(lambda layer, given, out: shapes.append(tuple(out.shape)))
+    assert net(torch.rand(1, 9, 32, 32)).shape == (1, 512) and shapes == [(1, 64, 32, 32)]
+    assert str(make_backbone(**json.loads(json.dumps(net.config)))) == str(net)
+
+
+def test_timm_networks_with_any_number_of_channels():
+    pytest.importorskip("timm")
+    net = make_backbone("timm:test_resnet", 9)
+    assert net.eval()(torch.rand(2, 9, 64, 64)).shape == (2, net.dim)
+    vit = make_backbone("timm:test_vit", 2, img_size=64, pretrained=False)
+    assert vit.eval()(torch.rand(2, 2, 64, 64)).shape == (2, vit.dim)
+    assert vit.config == {"name": "timm:test_vit", "in_channels": 2, "img_size": 64}
+    with pytest.raises(ValueError, match="'resnet19'.*timm.list_models"):
+        make_backbone("timm:resnet19")
+    with pytest.raises(ValueError, match="hf-hub:somebody/model"):
+        make_backbone("timm:hf-hub:somebody/model")
+
+
+def test_timm_encoder_survives_the_folder(tmp_path):
+    pytest.importorskip("timm")
+    encoder = Encoder(make_backbone("timm:test_vit", 2, img_size=32), ["171", "193"], size=32)
+    encoder.save(tmp_path)
+    x = np.random.default_rng(0).uniform(0, 255, (2, 2, 32, 32))
+    assert np.array_equal(Encoder.load(tmp_path).embed(x), encoder.embed(x))
+
+
+def test_without_timm_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r'pip install "search_sdo\[timm\]"'):
+        make_backbone("timm:test_vit")
+
+
 def test_config_rebuilds_the_same_network():
     net = make_backbone(in_channels=2, widths=(8, 16), stem=1)
     twin = make_backbone(**json.loads(json.dumps(net.config)))
     assert str(twin) == str(net) and net.config["stem"] == 1 and twin.dim == 16
+
+
+# One's own network
+
+class Own(nn.Module):
+    def __init__(self, channels=1, dim=5):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, dim, 3)
+
+    def forward(self, x): return self.conv(x).mean(dim=(2, 3))
+
+
+def test_an_own_network_needs_nothing_but_rows(images):
+    encoder = Encoder(Own(), size=32, unit="DN/s")
+    assert encoder.dim == 5 and encoder.embed(images).shape == (7, 5)
+    assert repr(encoder) == "Encoder(Own, 171 in DN/s, 32 px -> 5 numbers)"
+    assert make_backbone(Own(3), 3).dim == 5
+
+
+def test_the_trial_run_leaves_the_network_as_it_was():
+    net = make_backbone(widths=(8, 16)).train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    assert trial_dim(net, 1, 32) == 16 and net.training
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_a_network_without_parameters_is_a_network():
+    assert Encoder(nn.Flatten(), size=8).embed(np.zeros((2, 8, 8))).shape == (2, 64)
+
+
+@pytest.mark.parametrize("net,found", [(nn.Conv2d(1, 4, 3), r"\[2, 4, 30, 30\]"), (nn.Linear(32, 1), r"\[2, 1, 32, 1\]"), (nn.LSTM(32, 4), "cannot take"), (nn.Linear(5, 1), "cannot take"), (Own(3), "cannot take")])
+def test_an_own_network_that_gives_no_rows(net, found):
+    with pytest.raises(ValueError, match=f"backbone .*{found}"):
+        Encoder(net, size=32)
+
+
+def test_an_own_network_is_brought_along_to_be_read(tmp_path, images):
+    encoder = Encoder(Own(), size=32, unit="DN/s")
+    encoder.save(tmp_path)
+    with pytest.raises(ValueError, match=r"encoder.json.*Own, a network of its author's own.*Encoder.load\(folder, backbone=...\)"):
+        Encoder.load(tmp_path)
+    assert np.array_equal(Encoder.load(tmp_path, backbone=Own()).embed(images), encoder.embed(images))
+    with pytest.raises(ValueError, match="weights.safetensors: not the parameters of Own"):
+        Encoder.load(tmp_path, backbone=Own(dim=6))
+
+
+# Starting from a file
+
+def write_weights(net, path, **more):
+    save_file({**{k: v.contiguous() for k, v in net.state_dict().items()}, **more}, path)
+    return path
+
+
+def test_start_from_weights_of_the_same_network(tmp_path):
+    torch.manual_seed(3)
+    trained = make_backbone(widths=(8, 16)).eval()
+    path = write_weights(trained, tmp_path / "w.safetensors", **{"fc.weight": torch.rand(10, 16)})   # a classifier is left out
+    net, x = make_backbone(widths=(8, 16), weights=path).eval(), torch.rand(2, 1, 32, 32)
+    assert torch.equal(net(x), trained(x)) and "weights" not in net.config
+
+
+@pytest.mark.parametrize("channels", [1, 2, 13])
+def test_weights_for_photographs_answer_to_grey_as_before(tmp_path, channels):
+    torch.manual_seed(3)
+    photo = make_backbone("resnet18", 3).eval()
+    net = make_backbone("resnet18", channels, weights=write_weights(photo, tmp_path / "w.safetensors")).eval()
+    grey = torch.rand(2, 1, 64, 64)
+    torch.testing.assert_close(net(grey.repeat(1, channels, 1, 1)), photo(grey.repeat(1, 3, 1, 1)), atol=1e-4, rtol=1e-4)
+
+
+def test_only_the_input_channels_of_convolutions_are_fitted():
+    assert fit_channels(torch.ones(4, 3, 5, 5), (4, 2, 5, 5)).shape == (4, 2, 5, 5)
+    assert fit_channels(torch.ones(4, 3, 5, 5), (4, 6, 5, 5)).sum() == 4 * 3 * 25
+    for weight in (torch.rand(4), torch.rand(4, 3), torch.rand(4, 3, 5, 5)): assert fit_channels(weight, (4, 3, 5, 5)) is weight
+    assert fit_channels(torch.ones(4, 3, 1, 1), (4,)).shape == (4, 3, 1, 1)
+
+
+def test_weights_of_another_kind_are_refused(tmp_path):
+    path = write_weights(make_backbone("resnet18"), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="w.safetensors: has no 0.weight, .* are missing"):
+        make_backbone(weights=path)
+    wide = write_weights(make_backbone(widths=(8, 32)), tmp_path / "wide.safetensors")
+    with pytest.raises(ValueError, match="wide.safetensors: of another network"):
+        make_backbone(widths=(8, 16), weights=wide)
+    with pytest.raises(FileNotFoundError, match="nowhere.safetensors: missing"):
+        make_backbone(weights=tmp_path / "nowhere.safetensors")
+
+
+# No pickle is opened
+
+class Trap:
+    "A pickle that leaves a mark when it is opened"
+    def __init__(self, mark): self.mark = mark
+    def __reduce__(self): return (Path.touch, (self.mark,))
+
+
+def set_trap(path, kind):
+    mark = path.with_name("sprung")
+    if kind == "torch": torch.save({"0.weight": Trap(mark)}, path)
+    else: path.write_bytes(pickle.dumps({"0.weight": Trap(mark)}, protocol=0 if kind == "text pickle" else 4))
+    return mark
+
+
+KINDS = ["pickle", "text pickle", "torch"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trap_works(tmp_path, kind):
+    mark = set_trap(tmp_path / "net.pt", kind)
+    if kind == "torch": torch.load(tmp_path / "net.pt", weights_only=False)
+    else: pickle.loads((tmp_path / "net.pt").read_bytes())
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pickle_in_the_folder_is_refused_and_does_not_run(folder, kind):
+    mark = set_trap(folder / "weights.safetensors", kind)
+    with pytest.raises(ValueError, match="weights.safetensors: not a safetensors file.*may run a program when it is opened"):
+        Encoder.load(folder)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.ckpt", "net.bin", "net.safetensors"])
+def test_starting_weights_that_are_a_pickle_are_refused_and_do_not_run(tmp_path, kind, name):
+    mark = set_trap(tmp_path / name, kind)
+    with pytest.raises(ValueError, match=f"{name}: not a safetensors file.*save_file.*weights_only=True"):
+        make_backbone(weights=tmp_path / name)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"])
+def test_a_strangers_json_cannot_make_timm_open_one(folder, key):
+    pytest.importorskip("timm")
+    mark = set_trap(folder / "net.pth", "torch")
+    facts = json.loads((folder / "encoder.json").read_text())
+    facts["backbone"] = {"name": "timm:test_resnet", "in_channels": 1, "pretrained": key != "checkpoint_path", key: str(folder / "net.pth") if key == "checkpoint_path" else {"file": str(folder / "net.pth")}}
+    (folder / "encoder.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=f"{key}: not taken"):
+        Encoder.load(folder)
+    assert not mark.exists()
+
+
+def test_a_strangers_json_fetches_and_reads_nothing(encoder, folder, images):
+    facts = json.loads((folder / "encoder.json").read_text())
+    facts["backbone"] |= {"weights": str(folder / "nowhere.pt"), "pretrained": True}
+    (folder / "encoder.json").write_text(json.dumps(facts))
+    assert np.array_equal(Encoder.load(folder).embed(images), encoder.embed(images))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 100, b"\xff" * 8 + b"{}", b"\x02" + b"\0" * 7 + b"{}" + b"x" * 9])
+def test_damaged_tensors_name_the_file(tmp_path, content):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="w.safetensors: "):
+        read_tensors(path)
 
 
 # What goes in
@@ -156,7 +361,7 @@ def test_torchvision_backbone_survives_the_folder(tmp_path):
 def test_the_folder_holds_data_only(folder):
     assert sorted(p.name for p in folder.iterdir()) == ["encoder.json", "weights.safetensors"]
     facts = json.loads((folder / "encoder.json").read_text())
-    assert facts["backbone"] == {"name": "small_resnet", "in_channels": 1, "widths": [16, 32, 64, 128, 256], "stem": 2}
+    assert facts["backbone"] == {"name": "small_resnet", "in_channels": 1, "widths": [16, 32, 64, 128, 256], "stem": 2, "kernel": 3}
     header = (folder / "weights.safetensors").read_bytes()
     assert header[8:9] == b"{" and not header.startswith((b"\x80", b"PK"))      # neither pickle nor torch's zip
 
@@ -201,14 +406,61 @@ def test_a_json_that_is_no_encoder(folder, text):
         Encoder.load(folder)
 
 
-def test_what_cannot_be_rebuilt_is_not_saved(tmp_path):
-    net = torch.nn.Flatten()
-    net.dim = 1024
-    with pytest.raises(ValueError, match="make_backbone"):
-        Encoder(net, size=32).save(tmp_path / "encoder")
+def test_a_folder_of_an_earlier_version_is_read(encoder, folder, images):
+    facts = json.loads((folder / "encoder.json").read_text())
+    del facts["backbone"]["kernel"]
+    (folder / "encoder.json").write_text(json.dumps(facts))
+    assert np.array_equal(Encoder.load(folder).embed(images), encoder.embed(images))
+
+
+def test_what_json_cannot_hold_is_not_saved(tmp_path):
     with pytest.raises(TypeError):
         Encoder(make_backbone(), meta={"when": object()}).save(tmp_path / "encoder")
     assert not (tmp_path / "encoder").exists()
+
+
+# Encoders that come with the library
+
+@pytest.fixture
+def shipped(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TRAINED", tmp_path / "trained")
+    for name in ("aia304", "aia171"): encoder.save(tmp_path / "trained" / name)
+    return tmp_path / "trained"
+
+
+def test_shipped_encoders_load_by_name(encoder, shipped, images):
+    assert shipped_encoders() == ["aia171", "aia304"]
+    assert np.array_equal(Encoder.load("aia171").embed(images), encoder.embed(images))
+
+
+def test_an_unknown_name_lists_those_that_are_shipped(shipped):
+    with pytest.raises(FileNotFoundError, match=r"aia172: missing.*\(aia171, aia304\).*search-sdo train"):
+        Encoder.load("aia172")
+
+
+@pytest.mark.parametrize("name", ["", "../trained/aia171", "aia171/", "AIA171"])
+def test_only_the_names_themselves_are_names(shipped, name, monkeypatch):
+    monkeypatch.chdir(shipped.parent)
+    if name:
+        with pytest.raises(FileNotFoundError): Encoder.load(name)
+    else:
+        with pytest.raises(FileNotFoundError, match="encoder.json: missing"): Encoder.load(name)
+
+
+def test_a_folder_of_ones_own_goes_first(shipped, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Encoder(make_backbone(widths=(8, 16))).save("aia171")
+    assert Encoder.load("aia171").dim == 16
+
+
+def test_without_shipped_encoders_the_error_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TRAINED", tmp_path / "trained")
+    with pytest.raises(FileNotFoundError, match=r"aia171: missing.*\(none\)"):
+        Encoder.load("aia171")
+
+
+def test_shipped_encoders_lie_beside_the_module():
+    assert module.TRAINED == Path(module.__file__).parent / "trained"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['negative_cosine', 'SimSiam']
 
-# %% ../../nbs/module2_sunshine/02_simsiam.ipynb #5c18ff39
+# %% ../../nbs/module2_sunshine/02_simsiam.ipynb #507a756f
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from .encoder import mlp
+from .method import Method
 
 # %% ../../nbs/module2_sunshine/02_simsiam.ipynb #e93cb7cd
 def negative_cosine(p: Tensor,      # [N, D] predictions
@@ -18,20 +19,15 @@ def negative_cosine(p: Tensor,      # [N, D] predictions
     return -F.cosine_similarity(p.float(), z.detach().float(), dim=1).mean()
 
 # %% ../../nbs/module2_sunshine/02_simsiam.ipynb #c5e0aa91
-class SimSiam(nn.Module):
+class SimSiam(Method):
     "Siamese networks with a predictor and a stop-gradient (Chen & He 2021, arXiv:2011.10566)"
     def __init__(self, backbone,           # from `make_backbone`
                  dim_projection=256,
                  dim_hidden=64):           # the predictor's bottleneck
-        super().__init__()
-        self.backbone = backbone
-        self.projector = mlp(backbone.dim, dim_projection, dim_projection, dim_projection, norm_last=True)
-        self.predictor = mlp(dim_projection, dim_hidden, dim_projection)
+        super().__init__(backbone, mlp(backbone.dim, dim_projection, dim_projection, dim_projection, norm_last=True),
+                         mlp(dim_projection, dim_hidden, dim_projection))
 
-    def forward(self, x): return self.backbone(x)
-
-    def loss(self, view1, view2):
-        "Scalar; each view [N, C, H, W] predicts the other"
-        z1, z2 = self.projector(self(view1)), self.projector(self(view2))
+    def criterion(self, z1, z2):
+        "Scalar, -1 (agreement) to 1; each view predicts the other"
         p1, p2 = self.predictor(z1), self.predictor(z2)
         return (negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2
