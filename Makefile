@@ -48,4 +48,4 @@ sync: $(STAMP)
 	@"$(BIN)/python" -m search_sdo.course.lessons
 
 bench: $(STAMP)
-	@set -e; for script in $(filter-out bench/measure.py,$(wildcard bench/*.py)); do echo "== $$script"; "$(BIN)/python" "$$script" $(if $(DATA),--data "$(DATA)") $(ARGS); done
+	@set -e; for script in $(filter-out bench/measure.py bench/encoders.py,$(wildcard bench/*.py)); do echo "== $$script"; "$(BIN)/python" "$$script" $(if $(DATA),--data "$(DATA)") $(ARGS); done

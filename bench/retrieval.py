@@ -27,12 +27,14 @@ import pandas as pd
 import torch
 from measure import arguments, report
 
-from search_sdo.models.baselines import histogram_features, mean_std, pca_features, pixel_features, texture_features
+from search_sdo.models.baselines import trivial_features
 from search_sdo.models.encoder import Encoder, make_backbone
 from search_sdo.models.evaluate import compare, region_retrieval
+from search_sdo.models.simsiam import SimSiam
 from search_sdo.models.train import warmup_cosine
-from search_sdo.models.trained import SETS, build_package
+from search_sdo.models.trained import SETS, build_package, write_card
 from search_sdo.models.views import Recipe, load_frames, sample, two_views, view_matrix
+from search_sdo.packager.gaps import fill
 
 TILE = 64
 
@@ -86,3 +88,116 @@ def supervised(frames, table, config, recipe, steps, seed=0):
         torch.nn.functional.cross_entropy(network(views), codes[pick].repeat(2)).backward()
         optimiser.step()
     return backbone
+
+
+# The way of SEARCH (2023), written from its description
+
+
+def search_view(image, dice):
+    "One random view: some of its seven changes in random order, on the stitched 192 px, then the middle 64 px"
+    import cv2
+
+    changes = dict(
+        rotate=lambda x: cv2.warpAffine(x, cv2.getRotationMatrix2D((95.5, 95.5), dice.uniform(-180, 180), 1), (192, 192)),
+        zoom=lambda x: cv2.warpAffine(x, cv2.getRotationMatrix2D((95.5, 95.5), 0, dice.uniform(.8, 1.2)), (192, 192)),
+        translate=lambda x: cv2.warpAffine(x, np.float32([[1, 0, dice.integers(-10, 11)], [0, 1, dice.integers(-10, 11)]]), (192, 192)),
+        brighten=lambda x: np.abs(x) ** dice.uniform(.5, 1.5), blur=lambda x: cv2.blur(x, (2, 2)),
+        h_flip=lambda x: x[:, ::-1], v_flip=lambda x: x[::-1])
+    for name in dice.permutation(list(changes))[:dice.integers(1, len(changes) + 1)]:
+        image = np.ascontiguousarray(changes[name](image), dtype=np.float32)
+    return image[TILE:2 * TILE, TILE:2 * TILE]
+
+
+def super_images(frames, tiles, known):
+    "Tiles with their eight neighbours, stitched from those `known`; what is missing is filled by 20 sweeps: float32 [n, 192, 192]"
+    stitched = np.stack([frames[f, 0, r - TILE:r + 2 * TILE, c - TILE:c + 2 * TILE].numpy() for f, r, c in tiles])
+    for image, (f, r, c) in zip(stitched, tiles):
+        for i in range(3):
+            for j in range(3):
+                if (f, r + (i - 1) * TILE, c + (j - 1) * TILE) not in known:
+                    image[i * TILE:(i + 1) * TILE, j * TILE:(j + 1) * TILE] = np.nan
+    return fill(stitched, method="iterative")
+
+
+def trained_as_search(frames, disk, steps, seed=0):
+    "SimSiam on a ResNet-18 from scratch: tiles of a fixed grid, four fifths of them at random, SGD without momentum"
+    dice, size = np.random.default_rng(seed), frames.shape[2]
+    grid = [(f, r, c) for f in range(len(frames)) for r in range(TILE, size - 2 * TILE + 1, TILE) for c in range(TILE, size - 2 * TILE + 1, TILE)
+            if max(abs(r + 31.5 - disk.y), abs(c + 31.5 - disk.x)) < 1.1 * disk.radius]
+    known = {grid[i] for i in dice.permutation(len(grid))[:int(.8 * len(grid))]}
+    tiles = sorted(known)
+    torch.manual_seed(seed)
+    method = SimSiam(make_backbone("resnet18"), dim_projection=512, dim_hidden=128).train()
+    optimiser = torch.optim.SGD(method.parameters(), .05 * 64 / 256)
+    for step in range(steps):
+        images = super_images(frames, [tiles[i] for i in dice.integers(len(tiles), size=64)], known)
+        views = [torch.from_numpy(np.stack([search_view(image, dice) for image in images]))[:, None] for _ in range(2)]
+        optimiser.zero_grad()
+        method.loss(*views).backward()
+        optimiser.step()
+    return method.backbone
+
+
+# The table
+
+
+def scores(args, name, work):
+    "DataFrame: one row per way to describe the windows of a set"
+    package = build_package(name, args.data, work / name)
+    frames, encoder = load_frames(package), Encoder.load(name)
+    every = labelled_windows(args.data, name, package)
+    table = balanced(every, 60 if args.quick else 400)
+    gallery = (table.part == "gallery").to_numpy()
+    images, regions = look(frames, table), every[every.noaa_ar.notna()] if "noaa_ar" in every else every[:0]
+    config = encoder.backbone.config
+    torch.manual_seed(0)
+    networks = {"untrained, same network": make_backbone(**config)}
+    rows = np.flatnonzero(package.catalogue.time < pd.Timestamp(SETS[name]["before"]))
+    if args.search:
+        networks["SEARCH's way"] = trained_as_search(frames[rows], package.disk, args.search)
+    networks["ours, no labels"] = encoder.backbone
+    gentle = Recipe() if name == "aia171" else Recipe(exposure=.15, contrast=1.5)
+    networks["supervised (ceiling)"] = supervised(frames, table[gallery], config, gentle, 20 if args.quick else 900)
+    flat = images[:, 0].numpy()
+    ways = {way: (values, "best") for way, values in trivial_features(flat, gallery).items() if way != "untrained network"}
+    ways |= {way: features(net, images) for way, net in networks.items()}
+    result = compare(ways, table.label, gallery, values=flat.mean((1, 2)))
+    if len(regions):
+        windows, late = look(frames, regions), (regions.part == "query").to_numpy()
+        ways = {way: (values, ("cosine", "euclidean")) for way, values in trivial_features(windows[:, 0].numpy()).items() if way != "untrained network"}
+        ways |= {way: (features(net, windows), ("cosine",)) for way, net in networks.items()}
+        for column, asked in (("region", None), ("later", late)):
+            result[column] = [max(region_retrieval(x, regions.noaa_ar, regions.time, "day", asked, metric)["map"] for metric in metrics) for x, metrics in ways.values()]
+    return result
+
+
+def main():
+    args = arguments(__doc__, only=dict(nargs="+", choices=list(SETS), default=list(SETS), help="sets (default: all)"),
+                     keep=dict(type=Path, help="keep packages in this folder, and use those that are there"),
+                     search=dict(type=int, default=None, metavar="STEPS", help="steps of training SEARCH's way (default 400; 0 leaves it out)"),
+                     card=dict(action="store_true", help="write the table into the cards of the encoders that ship"))
+    if args.search is None:
+        args.search = 10 if args.quick else 400
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as work:
+        for name in args.only:
+            start = time.perf_counter()
+            result = scores(args, name, args.keep or Path(work))
+            report(args, f"{name}: precision@10, queries from {SETS[name]['split']} on, gallery before {SETS[name]['before']}; {(time.perf_counter() - start) / 60:.0f} minutes",
+                   [dict(way=way, **row) for way, row in result.round(3).to_dict("index").items()])
+            bars(name, result)
+            if args.card:
+                write_card(name, result)
+
+
+def bars(name, result):
+    "How ours stands to the ceiling and to the best description without learning"
+    ours, ceiling = result.loc["ours, no labels"], result.loc["supervised (ceiling)"]
+    light = result.loc[["16 x 16 pixels", "mean and std", "histogram", "PCA"]]
+    for column in [c for c in ("macro", "matched") if c in result]:
+        print(f"{name}, {column}: {ours[column] / ceiling[column]:.3f} x supervised (bar .97); {ours[column] - light[column].max():+.3f} over {light[column].idxmax()} (bar +.05);"
+              f" {ours[column] - result[column]['ten textures']:+.3f} over ten textures")
+
+
+if __name__ == "__main__":
+    main()

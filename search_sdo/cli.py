@@ -226,7 +226,7 @@ def sweep(package: Annotated[Path, typer.Argument(help='Folder of a package.')],
 # %% ../nbs/cli.ipynb #3475692f
 @app.command(epilog='Example: search-sdo index my-package my-encoder --out my-engine')
 def index(package: Annotated[Path, typer.Argument(help='Folder of a package.')],
-          encoder: Annotated[Path, typer.Argument(help='Folder of an encoder.')],
+          encoder: Annotated[Path, typer.Argument(help='Folder of an encoder, or the name of one that comes with the library: aia171, aia193, aia304, hmi_ic.')],
           out: Annotated[Path, typer.Option(help='Folder for the search engine.')]):
     "Embed all tiles of a package and make them searchable."
     from search_sdo.search.engine import SearchEngine
