@@ -17,13 +17,13 @@ from search_sdo.models.trained import RUNS, ship, train_trained
 def main():
     args = arguments(__doc__, only=dict(nargs="+", choices=list(RUNS), default=list(RUNS), help="encoders (default: all)"),
                      out=dict(type=Path, default=Path("encoders"), metavar="FOLDER", help="packages and runs (default: %(default)s)"))
-    rows = []
+    rows, out = [], args.out / "quick" if args.quick else args.out
     for name in args.only:
         start = time.perf_counter()
-        encoder = train_trained(name, args.data, args.out / name, **dict(steps=20) if args.quick else {})
+        encoder = train_trained(name, args.data, out / name, **dict(steps=20) if args.quick else {})
         if not args.quick:
-            ship(name, args.out / name / "run")
-        size = (args.out / name / "run/weights.safetensors").stat().st_size / 1e6
+            ship(name, out / name / "run")
+        size = (out / name / "run/weights.safetensors").stat().st_size / 1e6
         rows.append(dict(encoder=name, numbers=encoder.dim, megabytes=size, minutes=(time.perf_counter() - start) / 60))
     report(args, "Encoders, trained in this run or earlier", rows)
 

@@ -214,7 +214,7 @@ def test_help_has_an_example(command):
     (["train", "{work}/package", "--out", "e", "--method", "magic"], "method: 'magic' is not known; choose from simclr, dcl, simsiam, byol, vicreg, barlow"),
     (["train", "{work}/package", "--out", "e", "--tile", "300"], "size: tiles of 300 px do not fit frames of 128 px"),
     (["train", "{work}/package"], "Missing option '--out'. See: search-sdo train --help"),
-    (["index", "{work}/package", "nowhere", "--out", "e"], "nowhere/encoder.json"),
+    (["index", "{work}/package", "nowhere", "--out", "e"], "nowhere: missing; neither a folder nor an encoder that comes with search_sdo (aia171, "),
     (["search", "nowhere", "3"], "nowhere/engine.json: missing"),
     (["search", "{work}/engine", "999999"], "tile 999999: no such tile"),
     (["search", "{work}/engine", "nowhere.png"], "nowhere.png: no such file"),

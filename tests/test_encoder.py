@@ -469,3 +469,10 @@ def test_embeds_where_the_backbone_is(encoder, images):
     on_gpu = encoder.to("cuda").embed(images)
     encoder.to("cpu")
     np.testing.assert_allclose(on_gpu, on_cpu, atol=1e-2)
+
+
+def test_a_folder_of_pictures_does_not_hide_an_encoder_that_ships(tmp_path, monkeypatch):
+    name = shipped_encoders()[0]
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert Encoder.load(name).dim > 0

@@ -58,7 +58,7 @@ import sys
 from search_sdo.models.train import train
 from search_sdo.packager.package import Package
 train(Package.open(sys.argv[1]), sys.argv[2], sys.argv[3], tile=16, batch_size=16, steps=40, accumulate=2, seed=3,
-      accelerator="cpu", progress=False, save_seconds=0, backbone_options=dict(widths=(8, 16), stem=2))
+      accelerator="cpu", progress=False, save_seconds=0, backbone_options=dict(widths=(8, 16), stem=2), activity=.5, place=.5)
 """
 
 
@@ -81,12 +81,20 @@ def test_a_killed_run_ends_like_one_that_was_not(package, tmp_path, method):
     state = read_checkpoint(out / "last.safetensors")
     assert 12 <= state["global_step"] < 40 and not (out / "encoder.json").exists()
     torch.rand(7)                                                       # dice that were thrown in between do not matter
-    settings = dict(tile=16, batch_size=16, steps=40, accumulate=2, seed=3, accelerator="cpu", progress=False, backbone_options=SMALL)
+    settings = dict(tile=16, batch_size=16, steps=40, accumulate=2, seed=3, accelerator="cpu", progress=False, backbone_options=SMALL, activity=.5, place=.5)
     resumed = train(package, out, method, save_seconds=0, **settings)
     calm = train(package, tmp_path / "calm", method, save_seconds=1e9, **settings)
     assert same(resumed, calm)
     pd.testing.assert_frame_equal(metrics(out), metrics(tmp_path / "calm"), check_exact=True)
     assert metrics(out).step.is_unique and not (out / "last.safetensors").exists()
+
+
+def test_places_drawn_by_activity_and_the_hint_change_what_is_learned(package, tmp_path):
+    plain, busy, placed = (train(package, tmp_path / str(i), backbone_options=SMALL, **QUICK, **more) for i, more in enumerate(({}, dict(activity=.9), dict(place=1.))))
+    assert not same(plain, busy) and not same(plain, placed)
+    for wrong, says in ((dict(activity=2.), "activity: 2.0, expected a share"), (dict(place=-1.), "place: -1.0, expected 0 or more")):
+        with pytest.raises(ValueError, match=says):
+            train(package, tmp_path / "wrong", backbone_options=SMALL, **QUICK, **wrong)
 
 
 def test_training_leaves_the_dice_of_others_alone(package, tmp_path):

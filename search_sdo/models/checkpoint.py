@@ -68,7 +68,7 @@ def read_checkpoint(path) -> dict:
             notes, tensors = f.metadata() or {}, {name: f.get_tensor(name) for name in f.keys()}
         if notes.get('format') != FORMAT: raise ValueError(f'its format is {notes.get("format")!r}, expected {FORMAT!r}')
         return from_json(json.loads(notes['layout']), tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as e:
         raise ValueError(f'{path}: not a checkpoint of search_sdo ({e}). Nothing in it was run. Remove it to start the run anew') from e
 
 # %% ../../nbs/module2_sunshine/c_checkpoint.ipynb #44d5c6f6

@@ -231,8 +231,9 @@ def shipped_encoders() -> list:
 
 def encoder_folder(path_or_name) -> Path:     # a folder, or the name of an encoder that comes with the library
     "Where an encoder lies; FileNotFoundError lists the names"
-    if Path(path_or_name).is_dir(): return Path(path_or_name)
-    if str(path_or_name) in shipped_encoders(): return TRAINED / str(path_or_name)
+    folder, ships = Path(path_or_name), str(path_or_name) in shipped_encoders()
+    if (folder / 'encoder.json').exists() or folder.is_dir() and not ships: return folder
+    if ships: return TRAINED / str(path_or_name)
     names = ', '.join(shipped_encoders()) or 'none'
     raise FileNotFoundError(f'{path_or_name}: missing; neither a folder nor an encoder that comes with search_sdo ({names}). Make one with: search-sdo train PACKAGE --out {path_or_name}')
 

@@ -19,7 +19,7 @@ def as_features(x,             # [N, D]
                 name: str,     # for the error
                ) -> Tensor:    # float32 [N, D]
     "Features to compare; ValueError if they are no table, empty, or hold NaN"
-    x = torch.as_tensor(x).float()
+    x = torch.as_tensor(x).detach().float().cpu()
     if x.ndim != 2 or not len(x): raise ValueError(f'{name} have shape {list(x.shape)}, expected [N, D]: one row of numbers per picture')
     lost = (~x.isfinite().all(dim=1)).nonzero().flatten()
     if len(lost): raise ValueError(f'{name}: {len(lost)} of {len(x)} rows hold NaN or infinity, the first is row {lost[0]}; leave them out')

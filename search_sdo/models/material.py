@@ -67,6 +67,6 @@ def fixed_images(frames,       # [N, C, H, W]
                  n=512,
                 ) -> Tensor:   # [n, C, size, size]
     "n places, evenly drawn from the list, just as they are"
-    few = places[torch.linspace(0, len(places) - 1, min(n, len(places))).long()]
-    still = torch.zeros(len(few))
-    return sample(frames, few[:, 0].long(), view_matrix(few, still, still + scale, torch.zeros(len(few), 2), still + 1), size)
+    few = places[torch.linspace(0, len(places) - 1, min(n, len(places))).long()].to(frames.device)
+    still = few[:, 0] * 0
+    return sample(frames, few[:, 0].long(), view_matrix(few, still, still + scale, still[:, None].repeat(1, 2), still + 1), size)

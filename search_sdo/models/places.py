@@ -18,7 +18,7 @@ def activity(frames,      # [N, C, H, W] from `load_frames`
              rim=.93,     # solar radii: what lies further out counts for nothing
             ) -> Tensor:  # float32 [P], mean 1 over the places of each frame; all 1 where a frame shows nothing
     "How much detail there is at each place"
-    cell, found = max(1, size // 8), torch.zeros(len(places), device=places.device)
+    cell, found = max(1, int(size) // 8), torch.zeros(len(places), device=places.device)
     y, x = (torch.arange(n) - middle for n, middle in zip(frames.shape[2:], (disk.y, disk.x)))
     inside = (torch.hypot(y[:, None], x[None]) < rim * disk.radius).to(frames)
     for f in places[:, 0].unique().long():
@@ -26,7 +26,8 @@ def activity(frames,      # [N, C, H, W] from `load_frames`
         detail = (frame - F.avg_pool2d(frame, 9, 1, 4)).abs().mean(1, keepdim=True) * inside
         best = F.max_pool2d(F.avg_pool2d(detail, cell), 5, 1, 2)[0, 0] ** 2
         row, col = ((places[mine, i] / cell).long().clamp(0, n - 1) for i, n in ((1, best.shape[0]), (2, best.shape[1])))
-        found[mine] = best[row, col] / best[row, col].mean().clamp_min(1e-12)
+        seen = best[row, col]
+        found[mine] = seen / seen.mean() if seen.mean() > 1e-12 else torch.ones_like(seen)
     return found
 
 # %% ../../nbs/module2_sunshine/i_places.ipynb #a5bf476b

@@ -62,10 +62,10 @@ def batch_of(k: int,       # number of the batch since the run began
              seed: int,    # of the run
              weights=None, # [n], how likely each place is to be drawn; default all once a pass
             ):             # int64 [size], which places
-    "The places of batch k: every pass over all of them is in another order, and a rest that fills no batch is left out"
+    "The places of batch k: every pass is in another order, and a rest that fills no batch is left out; with weights a place may come up again"
     turn, i = divmod(k, n // size)
-    dice = torch.Generator().manual_seed(step_seed(seed, turn))
-    order = torch.randperm(n, generator=dice) if weights is None else torch.multinomial(weights, n, replacement=True, generator=dice)
+    source = torch.Generator().manual_seed(step_seed(seed, turn))
+    order = torch.randperm(n, generator=source) if weights is None else torch.multinomial(weights, n, replacement=True, generator=source)
     return order[i * size:(i + 1) * size]
 
 # %% ../../nbs/module2_sunshine/05_train.ipynb #a9fc789a
@@ -82,7 +82,7 @@ class Plan:
 
 class Batches(Sampler):
     "`batch_of` for all batches from `start` on; of each the share of process `rank` of `world`"
-    def __init__(self, n, plan, start=0, rank=0, world=1, weights=None): self.n, self.plan, self.start, self.share, self.weights = n, plan, start, slice(rank, None, world), weights
+    def __init__(self, n, plan, start=0, rank=0, world=1, weights=None): self.n, self.plan, self.start, self.share, self.weights = n, plan, start, slice(rank, plan.batch_size // world * world, world), weights
     def __len__(self): return self.plan.steps * self.plan.accumulate
     def __iter__(self):
         for k in range(self.start, len(self)): yield batch_of(k, self.n, self.plan.batch_size, self.plan.seed, self.weights)[self.share]
@@ -111,8 +111,8 @@ class Run(L.LightningModule):
 
     def training_step(self, places, k):
         with dice(step_seed(self.plan.seed, k, self.global_rank), self.device):
-            if self.hint is None: loss = self.method.loss(*two_views(self.frames, places, **self.views))
-            else: loss = self.hint(self.method, *two_views(self.frames, places, middles=True, **self.views))
+            with torch.autocast(self.device.type, enabled=False): views = two_views(self.frames, places, middles=True, **self.views)
+            loss = self.method.loss(*views[:2]) if self.hint is None else self.hint(self.method, *views)
         self.losses.append(loss.detach())
         return loss
 
@@ -242,7 +242,7 @@ def train(package,                   # a `Package`
     tiles, out = training_tiles(package, tile, before, channel, scale, within), Path(out)
     plan = make_plan(len(tiles), epochs, steps, batch_size, accumulate, seed=seed, lr=lr, warmup=warmup, weight_decay=weight_decay)
     facts = run_facts(package, tiles, plan, settings)
-    if not start_run(out, facts, overwrite): return Encoder.load(out)
+    if not start_run(out, facts, overwrite): return Encoder.load(out, backbone if isinstance(backbone, nn.Module) else None)
     with dice(seed, torch.device('cpu')):
         encoder = new_encoder(package, tiles, channel, backbone, backbone_options, settings, 1 if recipe.pair_channels else None)
         model = build(method, dict(backbone=encoder.backbone, **options or {}), METHODS)

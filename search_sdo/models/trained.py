@@ -55,7 +55,7 @@ def train_trained(name,          # a key of `RUNS`
     "Train the encoder of that name as it is shipped"
     return train(build_package(name, data, Path(out) / 'package'), Path(out) / 'run', before=SETS[name]['before'], **RUNS[name] | changes)
 
-# %% ../../nbs/module2_sunshine/i_trained.ipynb #4cfe0b38
+# %% ../../nbs/module2_sunshine/i_trained.ipynb #4c7b6c4c
 CARD = """---
 license: mit
 library_name: search_sdo
@@ -76,7 +76,8 @@ Queries from {split} on, gallery before {before}, weak labels; the columns are e
 
 ## Limits
 - It has seen JPEG pictures whose brightness somebody else had stretched, of one channel, at one scale ({size} px where the solar radius is {radius:.0f} px). For DN/s, another channel or another scale, measure before you trust it, or train your own.
-- Labels are weak, so the supervised row is the honest ceiling, not 1. One seed.
+- Labels are weak, so the supervised row (one run, not tuned) is the honest ceiling, not 1. One seed. `region` also asks for frames it learned from; `later` does not.
+- Backbone, recipe and weights of its side tasks were chosen while looking at scores on these same later dates, so they are a little kinder than the next years will be.
 """
 
 # %% ../../nbs/module2_sunshine/i_trained.ipynb #e058452d
@@ -102,7 +103,10 @@ def ship(name,     # a key of `SETS`
     size = (run / 'weights.safetensors').stat().st_size
     if size > 8e6: raise ValueError(f'{run}: weights of {size / 1e6:.1f} MB, expected at most 8; choose a smaller backbone')
     place.mkdir(parents=True, exist_ok=True)
-    for file in ('encoder.json', 'weights.safetensors', 'run.json'): shutil.copyfile(run / file, place / file)
+    for file in ('encoder.json', 'weights.safetensors'): shutil.copyfile(run / file, place / file)
+    facts = json.loads((run / 'run.json').read_text(encoding='utf-8')) | dict(package=SETS[name]['files'])
+    (place / 'run.json').write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
+    (place / 'README.md').unlink(missing_ok=True)    # scores of other weights
 
 def write_card(name, scores):     # as for `model_card`
     "Write the card of a shipped encoder"
