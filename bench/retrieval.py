@@ -169,7 +169,7 @@ def scores(args, name, work):
         ways |= {way: ((features(net, windows), "cosine"),) for way, net in networks.items()}
         for column, asked in (("region", None), ("later", late)):
             result[column] = [max(region_retrieval(x, regions.noaa_ar, regions.time, "day", asked, metric)["map"] for x, metric in tried) for tried in ways.values()]
-    return result
+    return result.dropna(axis=1, how="all")
 
 
 def main():
