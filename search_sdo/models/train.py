@@ -239,6 +239,7 @@ def train(package,                   # a `Package`
     recipe = as_recipe(recipe)
     settings = {name: plain(value) for name, value in locals().items() if name in SETTINGS}
     if method not in METHODS: raise ValueError(f'method: {method!r} is not known; choose from {", ".join(METHODS)}')
+    if not 0 <= activity <= 1 or place < 0: raise ValueError(f'activity={activity}, place={place}: expected a share from 0 to 1, and a weight of 0 or more')
     tiles, out = training_tiles(package, tile, before, channel, scale, within), Path(out)
     plan = make_plan(len(tiles), epochs, steps, batch_size, accumulate, seed=seed, lr=lr, warmup=warmup, weight_decay=weight_decay)
     facts = run_facts(package, tiles, plan, settings)
