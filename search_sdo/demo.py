@@ -181,7 +181,7 @@ def balanced(labels, keep, at_most=400, seed=0):    # Series, bool array; return
 
 def rules(images):    # stretched, float32 [N, H, W]; returns {name: features [N, D]}
     "Simple descriptions of a tile that need no training"
-    from search_sdo.models.evaluate import histogram_features, mean_std, pixel_features
+    from search_sdo.models.baselines import histogram_features, mean_std, pixel_features
     return {'histogram of brightness': histogram_features(images), 'mean and spread': mean_std(images), '16 × 16 pixels': pixel_features(images)}
 
 # %% ../nbs/demo.ipynb #db4b4889

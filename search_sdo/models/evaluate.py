@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['log', 'as_features', 'similarity', 'nearest', 'as_labels', 'precision_at_k', 'precision_in_pools', 'matched_precision', 'average_precision', 'region_retrieval', 'as_values', 'same_light', 'class_means', 'random_precision', 'make_probe', 'probe', 'circumstances', 'explained', 'drop_self', 'twin_recall', 'standardise', 'one_way', 'compare']
 
-# %% ../../nbs/module2_sunshine/06_measure.ipynb #246a981d
+# %% ../../nbs/module2_sunshine/06_measure.ipynb #6ebb7d6c
 import logging
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from torch import Tensor
-from .baselines import as_planes, histogram_features, mean_std, pca_features, pixel_features
 
 log = logging.getLogger(__name__)
 

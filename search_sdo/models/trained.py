@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['SETS', 'DAILY', 'FINE', 'RUNS', 'CARD', 'build_package', 'train_trained', 'model_card', 'ship', 'write_card']
 
-# %% ../../nbs/module2_sunshine/i_trained.ipynb #64e3a7ba
-import json
+# %% ../../nbs/module2_sunshine/i_trained.ipynb #02aecaea
 import shutil
 from dataclasses import replace
 from pathlib import Path
 import pandas as pd
 from .encoder import TRAINED, Encoder
+from .runs import read_run, write_run
 from .train import train
 from .views import Recipe
+from ..packager.cards import as_markdown
 from ..packager.package import Package
 
 # %% ../../nbs/module2_sunshine/i_trained.ipynb #c1583017
@@ -88,12 +89,11 @@ def model_card(name,         # a key of `SETS`
               ) -> str:      # Markdown
     "The card of a shipped encoder"
     settings, facts = run['settings'], SETS[name]
-    head = ['| ' + ' | '.join(['', *scores.columns]) + ' |', '|' + ' --- |' * (len(scores.columns) + 1)]
-    rows = ['| ' + ' | '.join([way, *('' if pd.isna(v) else f'{v:.3f}' for v in row)]) + ' |' for way, row in zip(scores.index, scores.to_numpy(float))]
+    table = scores.map(lambda score: '' if pd.isna(score) else f'{score:.3f}').reset_index(names='')
     return CARD.format(name=name, channel=encoder.channels[0], size=encoder.size, dim=encoder.dim, what=facts['what'], frames=run['frames'], tiles=run['tiles'],
                        before=facts['before'], split=facts['split'], method=settings['method'], steps=run['steps'], batch_size=settings['batch_size'], seed=settings['seed'],
                        parameters=sum(p.numel() for p in encoder.backbone.parameters()), started=run['started'], finished=run['finished'], machine=run['machine'], radius=encoder.meta['rsun_px'],
-                       scores='\n'.join(head + rows))
+                       scores=as_markdown(table))
 
 # %% ../../nbs/module2_sunshine/i_trained.ipynb #e5668852
 def ship(name,     # a key of `SETS`
@@ -104,11 +104,10 @@ def ship(name,     # a key of `SETS`
     if size > 8e6: raise ValueError(f'{run}: weights of {size / 1e6:.1f} MB, expected at most 8; choose a smaller backbone')
     place.mkdir(parents=True, exist_ok=True)
     for file in ('encoder.json', 'weights.safetensors'): shutil.copyfile(run / file, place / file)
-    facts = json.loads((run / 'run.json').read_text(encoding='utf-8')) | dict(package=SETS[name]['files'])
-    (place / 'run.json').write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
+    write_run(place / 'run.json', read_run(run / 'run.json') | dict(package=SETS[name]['files']))
     (place / 'README.md').unlink(missing_ok=True)    # scores of other weights
 
 def write_card(name, scores):     # as for `model_card`
     "Write the card of a shipped encoder"
-    run = json.loads((TRAINED / name / 'run.json').read_text(encoding='utf-8'))
-    (TRAINED / name / 'README.md').write_text(model_card(name, Encoder.load(name), run, scores), encoding='utf-8')
+    card = model_card(name, Encoder.load(name), read_run(TRAINED / name / 'run.json'), scores)
+    (TRAINED / name / 'README.md').write_text(card, encoding='utf-8')
