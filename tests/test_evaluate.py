@@ -143,12 +143,6 @@ def test_features_that_cannot_be_compared(features):
         nearest(q, g, k=0)
 
 
-def test_the_baselines_can_still_be_imported_from_here():
-    from search_sdo.models import baselines
-    for name in ("as_planes", "pixel_features", "mean_std", "histogram_features", "pca_features"):
-        assert getattr(evaluate, name) is getattr(baselines, name)
-
-
 # Matched in brightness
 
 def plain_matched(q, g, asked, there, qv, gv, k, per_class, caliper):
