@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['normalise', 'image_vectors', 'seen_as', 'tile_vectors', 'blocks', 'npy_header', 'open_growing', 'fingerprint',
-           'write_embeddings', 'Embeddings', 'show_embeddings']
+           'in_order', 'write_embeddings', 'Embeddings', 'show_embeddings']
 
 # %% ../../nbs/module3_sunbird/01_embed.ipynb #3f772612
+from collections import deque
 from copy import copy
 from pathlib import Path
 import hashlib
@@ -105,8 +106,22 @@ def fingerprint(tiles,         # `Tiles`
         digest.update(name.encode() + weight.cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
 
+# %% ../../nbs/module3_sunbird/01_embed.ipynb #3aef0b50
+def in_order(function,       # called with each item
+             items,
+             client=None,    # of dask.distributed: call it on the workers, a few items ahead; None: here
+            ):
+    "Yields the results in the order of the items"
+    if client is None: yield from map(function, items)
+    else:
+        pool, ahead = client.get_executor(pure=False), deque()
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > 2 * sum(client.nthreads().values()): yield ahead.popleft().result()
+        while ahead: yield ahead.popleft().result()
+
 # %% ../../nbs/module3_sunbird/01_embed.ipynb #7be77cf8
-def write_embeddings(tiles, encoder, path, batch_size):
+def write_embeddings(tiles, encoder, path, batch_size, client=None):
     "Embed all `tiles` into the folder `path`; goes on where an earlier call with the same tiles and encoder stopped"
     from tqdm.auto import tqdm
     whole, part, made_of = path / 'embeddings.npy', path / 'embeddings.npy.part', path / 'embeddings.fingerprint'
@@ -116,12 +131,12 @@ def write_embeddings(tiles, encoder, path, batch_size):
     tiles.save(path / 'tiles.parquet')
     steps = blocks(tiles.table.frame, batch_size)
     file, done = open_growing(part, npy_header(len(tiles), encoder.dim), 2 * encoder.dim, [step.stop for step in steps])
+    todo = [tiles[step] for step in steps if step.start >= done]
     with file, tqdm(total=len(tiles), initial=done, desc='embedding', unit='tile', delay=2) as bar:
-        for step in steps:
-            if step.start < done: continue
-            file.write(tile_vectors(tiles[step], encoder, batch_size).tobytes())
+        for vectors in in_order(lambda some: tile_vectors(some, encoder, batch_size), todo, client):
+            file.write(vectors.tobytes())
             file.flush()
-            bar.update(step.stop - step.start)
+            bar.update(len(vectors))
     part.replace(whole)
 
 # %% ../../nbs/module3_sunbird/01_embed.ipynb #8644b4eb
@@ -130,13 +145,13 @@ class Embeddings:
     def __init__(self, vectors, tiles): self.vectors, self.tiles = vectors, tiles
 
     @classmethod
-    def build(cls, tiles, encoder, path, batch_size: int = 512) -> 'Embeddings':
+    def build(cls, tiles, encoder, path, batch_size: int = 512, client=None) -> 'Embeddings':
         """Embed `tiles` with `encoder` into the folder `path`; a build that was stopped goes on when called again.
 
         A tile in which nothing was measured keeps its number and gets a row of NaN."""
         if len(tiles) == 0: raise ValueError('no tiles to embed; choose a smaller tile size or another package')
         Path(path).mkdir(parents=True, exist_ok=True)
-        write_embeddings(tiles, encoder, Path(path), batch_size)
+        write_embeddings(tiles, encoder, Path(path), batch_size, client)
         return cls.open(path, tiles.package)
 
     @classmethod

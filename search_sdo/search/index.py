@@ -45,8 +45,9 @@ class Index:
     def __init__(self, flat: faiss.IndexFlatIP): self.flat = flat
 
     @classmethod
-    def build(cls, vectors, block: int = 65_536) -> 'Index':
+    def build(cls, vectors, kind: str = None, block: int = 65_536) -> 'Index':
         "Index of `vectors` [N, D] (any float type, memory-mapped too), added `block` rows at a time"
+        if kind not in (None, 'flat'): raise ValueError(f'kind is {kind!r}, expected flat')
         flat = faiss.IndexFlatIP(vectors.shape[1])
         for start in range(0, len(vectors), block): flat.add(normalise(vectors[start:start + block]))
         return cls(flat)
