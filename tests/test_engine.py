@@ -13,7 +13,8 @@ from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
 from search_sdo.packager.tiles import Tiles
 from search_sdo.search.embed import Embeddings, normalise
-from search_sdo.search.engine import FILES, SearchEngine, apart_in_time, ask_box, may_answer
+from search_sdo.search.engine import SearchEngine, apart_in_time, ask_box, may_answer
+from search_sdo.search.folder import FILES
 from search_sdo.search.index import Index
 
 SIZE, TILE = 128, 16
@@ -296,8 +297,8 @@ def test_a_package_that_has_grown_still_fits(folder, package, tmp_path):
 
 
 def test_a_build_that_was_stopped_goes_on(package, encoder, folder, tmp_path, monkeypatch):
-    def stop(*args): raise KeyboardInterrupt
-    monkeypatch.setattr("search_sdo.search.engine.Index.build", stop)
+    def stop(*args, **kw): raise KeyboardInterrupt
+    monkeypatch.setattr("search_sdo.search.folder.Index.build", stop)
     with pytest.raises(KeyboardInterrupt): SearchEngine.build(package, encoder, tmp_path / "engine")
     with pytest.raises(FileNotFoundError, match="engine.json"): SearchEngine.open(tmp_path / "engine")
     monkeypatch.undo()
