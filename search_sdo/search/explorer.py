@@ -208,12 +208,13 @@ def series(catalogue, channel: str) -> list:
 def brightest(frame,       # `Frame`
               side: int,   # px, of the box
              ) -> tuple:
-    "A box on the brightest place of a frame, or the strongest field: somewhere to begin"
+    "A box on the brightest place well inside the limb, or the strongest field: somewhere to begin"
     import torch
-    light = torch.from_numpy(np.nan_to_num(np.abs(frame.data)))[None]
+    light, (height, width) = np.nan_to_num(np.abs(frame.data)), frame.shape
+    if frame.disk: light = light * (np.hypot(np.arange(width) - frame.disk.x, np.arange(height)[:, None] - frame.disk.y) < .8 * frame.disk.radius)
     side = min(side, *frame.shape)
     step = max(1, side // 4)
-    row, col = np.unravel_index(int(torch.nn.functional.avg_pool2d(light, side, step).argmax()), [(n - side) // step + 1 for n in frame.shape])
+    row, col = np.unravel_index(int(torch.nn.functional.avg_pool2d(torch.from_numpy(light.astype(np.float32))[None], side, step).argmax()), [(n - side) // step + 1 for n in frame.shape])
     return fit_box((col * step, row * step, col * step + side, row * step + side), *frame.shape[::-1])
 
 # %% ../../nbs/module3_sunbird/05_explorer.ipynb #81efc14b

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['log', 'WISHES', 'CSS', 'where', 'when', 'controls', 'hit_rows', 'described', 'grant', 'Parts', 'Page', 'summary',
-           'app_notebook', 'app_command', 'serve_app']
+           'app_notebook', 'write_app', 'app_command', 'app_environment', 'serve_app']
 
 # %% ../../nbs/module3_sunbird/h_page.ipynb #c4128459
 import logging
@@ -31,10 +31,10 @@ def controls(engine) -> list:
     day = lambda time: f'{time:%Y-%m-%d}'
     days = dict(kind='date', low=day(table.time.min()), high=day(table.time.max()))
     pairs = dict(lon=('Longitude, west positive', -90, 90), lat=('Latitude', -90, 90), mu=('mu: 1 centre, 0 limb', 0, 1))
-    spans = [['', 'as similar as they come'], ['12h', 'half a day'], ['3 days', '3 days'], ['14 days', 'two weeks'], ['27 days', 'one rotation']]
+    spans = [['', 'half a day'], ['0h', 'nothing'],  ['3 days', '3 days'], ['14 days', 'two weeks'], ['27 days', 'one rotation']]
     found = [dict(name='after', label='Not before', **days), dict(name='before', label='Before', **days)]
     found += [dict(name=name, label=text, kind='pair', low=low, high=high, step=.05 if name == 'mu' else 1) for name, (text, low, high) in pairs.items()]
-    found += [dict(name='spread', label='Answers apart by', kind='choice', choices=spans), dict(name='exclude_within', label='Away from the question by', kind='choice', choices=[['', 'another frame']] + spans[1:])]
+    found += [dict(name='spread', label='Answers apart by', kind='choice', choices=spans), dict(name='exclude_within', label='Away from the question by', kind='choice', choices=[['', 'another frame'], ['12h', 'half a day']] + spans[2:])]
     channels = sorted(table.channel.unique())
     return found + [dict(name='channel', label='Channel', kind='choice', choices=[['', 'any']] + [[c, c] for c in channels])] * (len(channels) > 1)
 
@@ -155,9 +155,9 @@ const draggable = (stage, boxEl, get, set, done) => {
 };
 '''
 
-# %% ../../nbs/module3_sunbird/h_page.ipynb #8f9560bb
+# %% ../../nbs/module3_sunbird/h_page.ipynb #d3e4f129
 _CARD = '''
-const card = (hit, i, wish, look) => {
+const card = (hit, i, wish, look, many) => {
   const verdict = (name, sign) => h('button', {type: 'button', className: 'verdict ' + name, tabIndex: -1, 'aria-pressed': String(hit.mark === name), title: name === 'good' ? 'Good: more like this (g)' : 'Bad: less like this (b)',
     'aria-label': 'Mark answer ' + (i + 1) + ' ' + name, onclick: () => wish({do: 'mark', tile: hit.tile, verdict: name})}, sign);
   const canvas = h('canvas', {width: 128, height: 128, 'aria-hidden': 'true', onclick: () => wish({do: 'mark', tile: hit.tile, verdict: 'good'})});
@@ -166,7 +166,7 @@ const card = (hit, i, wish, look) => {
   const li = h('li', {className: 'card ' + hit.mark, tabIndex: i ? -1 : 0, 'aria-label': words, 'data-tile': hit.tile},
     h('div', {className: 'pic'}, canvas, h('span', {className: 'rank'}, String(i + 1)), h('span', {className: 'sim'}, hit.similarity.toFixed(3))),
     h('div', {className: 'bar', 'aria-hidden': 'true'}, bar),
-    h('div', {className: 'words'}, h('b', {}, hit.time), h('span', {}, hit.place + (hit.mu ? ' · mu ' + hit.mu : '') + ' · ' + hit.channel)),
+    h('div', {className: 'words'}, h('b', {}, hit.time), h('span', {}, hit.place + (hit.mu ? ' · mu ' + hit.mu : '') + (many ? ' · ' + hit.channel : ''))),
     h('div', {className: 'verdicts'}, verdict('good', '✓'), verdict('bad', '✕'),
       h('button', {type: 'button', className: 'verdict open', tabIndex: -1, title: 'Show on the Sun (o)', 'aria-label': 'Show answer ' + (i + 1) + ' on the Sun', onclick: () => look(hit.tile)}, '☉')));
   return li;
@@ -285,7 +285,7 @@ _LIVE = '''
     askedWords.replaceChildren(...(view.asked ? [h('b', {}, view.seed ? 'Question, ' + view.asked.name : 'Question'), h('br'), view.asked.time + ' · ' + view.asked.channel] : ['Draw a box on the Sun.']));
     const set = Object.keys(view.filters).length; count.textContent = set ? '(' + set + ')' : ''; clear.disabled = !set;
     for (const [name, row] of Object.entries(rows)) if (!row.row.contains(document.activeElement)) row.show(view.filters[name]);
-    list.replaceChildren(...view.hits.map((hit, i) => card(hit, i, wish, tile => { wish({do: 'open', tile}); stage.focus({preventScroll: true}); })));
+    list.replaceChildren(...view.hits.map((hit, i) => card(hit, i, wish, tile => { wish({do: 'open', tile}); stage.focus({preventScroll: true}); }, view.channels.length > 1)));
     empty.hidden = !!view.hits.length; empty.textContent = view.asked ? 'Nothing meets these filters. Widen them.' : '';
     paintCards(); if (at >= 0) { focusCard(at); if (key) list.children[at]?.querySelector('.' + key.split(' ').join('.'))?.focus(); }
   };
@@ -360,7 +360,7 @@ CSS += '''
 .sdo .time {margin-bottom: 10px}
 .sdo .stage {position: relative; width: 100%; aspect-ratio: 1; max-height: calc(100vh - 190px); max-width: calc(100vh - 190px); margin: 0 auto; background: #000; border-radius: 10px; overflow: hidden; touch-action: none; cursor: crosshair; user-select: none; min-height: 260px}
 .sdo .sun {width: 100%; height: 100%; display: block; pointer-events: none}
-.sdo .box {position: absolute; border: 2px solid #fff; box-shadow: 0 0 0 1px #000, 0 0 0 4000px #0005; cursor: move}
+.sdo .box {position: absolute; border: 2px solid #fff; box-shadow: 0 0 0 1px #000, 0 0 0 4000px #0003; cursor: move}
 .sdo .box i {position: absolute; width: 22px; height: 22px}
 .sdo .box i::before {content: ''; position: absolute; inset: 6px; background: #fff; border: 1px solid #000; border-radius: 2px}
 .sdo [data-corner=nw] {left: -12px; top: -12px; cursor: nwse-resize} .sdo [data-corner=se] {right: -12px; bottom: -12px; cursor: nwse-resize}
@@ -371,11 +371,11 @@ CSS += '''
 .sdo .ask {display: flex; gap: 14px; align-items: center; margin-bottom: 10px}
 .sdo .ask canvas {border-radius: 8px; outline: 3px solid var(--sun); flex: none}
 .sdo .about {display: grid; gap: 8px}
-.sdo .k {color: var(--soft)} .sdo output {min-width: 2ch; text-align: right; color: var(--ink); font-variant-numeric: tabular-nums}
+.sdo .k {color: var(--soft); max-width: 420px} .sdo output {min-width: 2ch; text-align: right; color: var(--ink); font-variant-numeric: tabular-nums}
 .sdo .filters {margin: 8px 0 12px; border: 1px solid var(--line); border-radius: 8px; padding: 0 12px}
 .sdo summary {cursor: pointer; padding: 7px 0; font-weight: 600}
 .sdo .filters .grid {display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 10px 16px; padding: 4px 0 14px; align-items: end}
-.sdo .filter {display: grid; gap: 3px} .sdo .filter label, .sdo .filter > span:first-child {font-size: 12px; color: var(--soft)}
+.sdo .filter {display: grid; gap: 3px; min-width: 0} .sdo .filter select, .sdo .filter > input {width: 100%} .sdo .filter label, .sdo .filter > span:first-child {font-size: 12px; color: var(--soft)}
 .sdo .pair {display: flex; gap: 6px; align-items: center} .sdo .pair input {width: 100%; min-width: 0}
 '''
 
@@ -429,7 +429,7 @@ class Page(anywidget.AnyWidget):
         if do == 'download': return self.hand_out()
         if do != 'upload': return grant(self.explorer, wish)
         data = self.parts.take(wish.get('name'), wish.get('size'), wish.get('at'), buffers[0] if buffers else b'')
-        if data is None: return f'Receiving {label(wish["name"])}: {len(self.parts.data) * 100 // self.parts.size} %'
+        if data is None: return f'Receiving {label(wish["name"])}: {len(self.parts.data) * 100 // self.parts.size} % of {self.parts.size / 1e6:.0f} MB …'
         self.explorer.upload(wish['name'], data)
         return f'{label(wish["name"])} is on the page; it is not kept anywhere. Draw a box on it.'
     def hand_out(self):
@@ -477,11 +477,34 @@ def app_notebook(engine_path) -> dict:     # a notebook, as JSON holds it
     kernel = dict(display_name='Python 3', language='python', name='python3')
     return dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
 
-def app_command(folder, port: int, host: str) -> list:
-    "How Voilà is started on the notebook in `folder`"
+# %% ../../nbs/module3_sunbird/h_page.ipynb #d412b251
+_TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
+{%- block notebook_css -%}{{ super() | replace('https://cdn.jsdelivr.net/', 'data:text/css,') }}{%- endblock notebook_css -%}
+"""
+
+def write_app(engine_path, folder):    # folder: Path, empty
+    "Write what Voilà shows, the notebook and its template; returns the notebook's path"
+    import json
+    template = folder / 'share/voila/templates/sun'
+    template.mkdir(parents=True)
+    (template / 'conf.json').write_text('{"base_template": "lab"}')
+    (template / 'index.html.j2').write_text(_TEMPLATE)
+    (folder / 'page').mkdir()
+    notebook = folder / 'page/Search the Sun.ipynb'
+    notebook.write_text(json.dumps(app_notebook(engine_path)))
+    return notebook
+
+# %% ../../nbs/module3_sunbird/h_page.ipynb #94a275d0
+def app_command(notebook, port: int, host: str) -> list:
+    "How Voilà is started: the page ready before somebody comes, no other file to be had, no code from the browser"
     import sys
-    return [sys.executable, '-m', 'voila', str(folder / 'Search the Sun.ipynb'), '--no-browser', f'--port={port}', f'--Voila.ip={host}', '--Voila.port_retries=0',
-            '--template=lab', '--strip_sources=True', "--VoilaConfiguration.file_allowlist=['^$']", '--show_tracebacks=False']
+    return [sys.executable, '-m', 'voila', str(notebook), '--no-browser', f'--port={port}', f'--Voila.ip={host}', '--Voila.port_retries=0', '--template=sun',
+            '--strip_sources=True', '--show_tracebacks=False', '--VoilaConfiguration.file_allowlist=^$', '--preheat_kernel=True', '--pool_size=1', '--Voila.log_level=WARN']
+
+def app_environment(folder) -> dict:
+    "Where Voilà finds our template, beside its own"
+    import os
+    return {**os.environ, 'JUPYTER_PATH': os.pathsep.join(filter(None, [str(folder / 'share'), os.environ.get('JUPYTER_PATH')]))}
 
 # %% ../../nbs/module3_sunbird/h_page.ipynb #1e429304
 def serve_app(engine_path,               # folder of a `SearchEngine`
@@ -489,7 +512,7 @@ def serve_app(engine_path,               # folder of a `SearchEngine`
               host: str = '127.0.0.1',   # 0.0.0.0: whoever can reach this computer
              ) -> int:                   # exit code
     "Show the page of an engine at http://host:port until Ctrl-C; ImportError or FileNotFoundError say what is missing"
-    import importlib.util, json, subprocess, tempfile
+    import importlib.util, subprocess, tempfile
     from pathlib import Path
     from search_sdo.search.engine import FILES
     if importlib.util.find_spec('voila') is None: raise ImportError('the page in a browser needs Voilà; pip install "search_sdo[app]"')
@@ -497,6 +520,6 @@ def serve_app(engine_path,               # folder of a `SearchEngine`
     lacking = [name for name in FILES if not (path / name).exists()]
     if lacking: raise FileNotFoundError(f'{path / lacking[0]}: missing, so {path} is not a whole engine; build it again: search-sdo index PACKAGE ENCODER --out {path}')
     with tempfile.TemporaryDirectory(prefix='search-sdo-') as folder:
-        (Path(folder) / 'Search the Sun.ipynb').write_text(json.dumps(app_notebook(path)))
-        try: return subprocess.run(app_command(Path(folder), port, host), cwd=folder).returncode
+        command = app_command(write_app(path, Path(folder)), port, host)
+        try: return subprocess.run(command, cwd=Path(folder) / 'page', env=app_environment(Path(folder))).returncode
         except KeyboardInterrupt: return 130

@@ -5,10 +5,9 @@ __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'label', 'kind_of', 'check_pixels', 'fits_
            'jp2_header', 'open_picture', 'known', 'whole_disk', 'open_upload', 'reason', 'read_upload', 'check_upload',
            'shrink', 'ask_upload']
 
-# %% ../../nbs/module3_sunbird/i_upload.ipynb #9312816b
+# %% ../../nbs/module3_sunbird/i_upload.ipynb #e7e499f3
 from io import BytesIO
 import re
-import unicodedata
 import warnings
 import numpy as np, pandas as pd
 from ..packager.channels import get_channel
@@ -21,7 +20,7 @@ def label(name,               # whatever came as the name of a file
          ) -> str:
     "The last part of a file's name without characters that cannot be seen; never a path, never empty"
     last = re.split(r'[/\\]', str(name))[-1]
-    seen = ''.join(c for c in last if unicodedata.category(c)[0] != 'C').strip(' .') or 'upload'
+    seen = ' '.join(''.join(c if c.isprintable() else ' ' * c.isspace() for c in last).split()).strip(' .') or 'upload'
     return seen if len(seen) <= at_most else seen[:at_most - 9] + '…' + seen[-8:]
 
 # %% ../../nbs/module3_sunbird/i_upload.ipynb #8e3cde4c
@@ -35,7 +34,7 @@ def kind_of(data: bytes,
            ) -> str:             # FITS, PNG, JPEG or JPEG2000
     "What a file is, by its first bytes; ValueError for nothing, for too much and for anything else"
     if not data: raise ValueError('the file is empty; choose another')
-    if len(data) > max_bytes: raise ValueError(f'{len(data) / 2**20:.0f} MB, expected at most {max_bytes / 2**20:.0f} MB; bin it or cut a part out of it')
+    if len(data) > max_bytes: raise ValueError(f'{len(data) / 2**20:.1f} MB, expected at most {max_bytes / 2**20:.0f} MB; bin it or cut a part out of it')
     for start, kind in _STARTS.items():
         if data.startswith(start): return kind
     raise ValueError('neither FITS nor JPEG 2000, JPEG or PNG by what it holds, whatever its name says; save it as one of these, not compressed by gzip or zip')
