@@ -22,7 +22,7 @@ def where(frame, box) -> str:     # `Frame`, (x0, y0, x1, y1)
     lon, lat, _ = pixel_to_sphere(x, y, frame.disk, float(frame.meta.get('b0') or 0))
     return place(float(lon), float(lat))
 
-def when(time) -> str: return 'time unknown' if time is pd.NaT else f'{time:%Y-%m-%d %H:%M}'
+def when(time) -> str: return 'time unknown' if pd.isna(time) else f'{time:%Y-%m-%d %H:%M}'
 
 # %% ../../nbs/module3_sunbird/h_page.ipynb #a7282a36
 def controls(engine) -> list:
