@@ -1,4 +1,4 @@
-# make demo | test | lab | sync | docs | bench      Needs Python 3.11 or newer and make; the rest goes into .venv.
+# make demo | test | lab | sync | docs | lessons | bench      Needs Python 3.11 or newer and make; the rest goes into .venv.
 #   make test PYTHON=python3.12              another Python
 #   make demo ARGS="--frames FOLDER"         the demo on your own frames
 #   make test ARGS="-k mob"                  some of the tests
@@ -19,7 +19,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
             "$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab sync docs bench
+.PHONY: help demo test lab sync docs lessons bench
 
 help:
 	@sed -n '1,5s/^# //p' Makefile
@@ -55,6 +55,10 @@ docs: $(STAMP)
 	@OMP_NUM_THREADS=1 "$(BIN)/python" -m search_sdo.course.site
 	@"$(BIN)/python" -m sphinx -q -W --keep-going -b html -c docs docs/_src docs/_build
 	@echo "The site is in docs/_build/index.html"
+
+# Plays every learners' lesson twice, solved and with its exercises left empty; make lessons ARGS=02_index for one
+lessons: $(STAMP)
+	@"$(BIN)/python" -m search_sdo.course.learners $(ARGS)
 
 bench: $(STAMP)
 	@set -e; for script in $(filter-out bench/measure.py bench/encoders.py,$(wildcard bench/*.py)); do echo "== $$script"; "$(BIN)/python" "$$script" $(if $(DATA),--data "$(DATA)") $(ARGS); done

@@ -14,10 +14,10 @@ from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
 from search_sdo.packager.tiles import Tiles
 from search_sdo.search.atlas import Atlas, even_sample, in_polygon, loneliness, place_linear, place_rest, typical_rows
-from search_sdo.search.clusters import Rows, rows_of
+from search_sdo.search.clusters import Rows
 from search_sdo.search.embed import normalise
 from search_sdo.search.engine import SearchEngine
-from search_sdo.search.paint import box_around, colour, cycle_phase, paint, pictures
+from search_sdo.search.paint import colour, cycle_phase, paint, pictures
 
 START = np.datetime64("2014-01-01")
 STAR = np.stack([np.cos(np.radians(90 + 144 * np.arange(5))), np.sin(np.radians(90 + 144 * np.arange(5)))], axis=1)

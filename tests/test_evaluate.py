@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 import torch
 
-from search_sdo.models import evaluate
 from search_sdo.models.evaluate import compare, explained, matched_precision, nearest, precision_at_k, probe, region_retrieval, twin_recall
 
 
