@@ -644,7 +644,7 @@ def test_through_voila(browser, engine, tmp_path, monkeypatch):
     try:
         wait_for(address + "/voila/files/x", voila)
         tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(address)
+        tab.goto(address, timeout=120_000)
         tab.wait_for_selector(".card", timeout=90_000)
         assert tab.locator(".sdo.app").count() == 1 and tab.evaluate("document.querySelector('.sdo').dataset.theme") == "dark"
         tab.locator(".card").first.focus()
