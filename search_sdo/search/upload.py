@@ -12,7 +12,7 @@ import warnings
 import numpy as np, pandas as pd
 from ..packager.channels import get_channel
 from ..packager.frame import Disk, Frame, _number, _readable, _values, channel_from_name, fit_limb, measured, read_image, time_from_name
-from .engine import Query, ask_box, check_box
+from .query import Query, ask_box, check_box
 
 # %% ../../nbs/module3_sunbird/i_upload.ipynb #40842cbd
 def label(name,               # whatever came as the name of a file
