@@ -113,7 +113,7 @@ class Desk:
         try: return await asyncio.get_running_loop().run_in_executor(self.pool, partial(work, *args, **kw))
         finally: self.inside -= 1
 
-# %% ../../nbs/module3_sunbird/n_serve.ipynb #3ebd06a4
+# %% ../../nbs/module3_sunbird/n_serve.ipynb #7fa78ed2
 PAIRS = 'lon', 'lat', 'mu', 'activity'                                             # "-30,30"
 WORDS = 'after', 'before', 'season', 'channel', 'label', 'quality', 'exclude_within', 'spread', 'spread_place', 'metric'
 MOST = 100                                                                         # answers
@@ -136,7 +136,7 @@ def pair(name, text) -> tuple:
 def read_k(text, default=12) -> int:
     "How many answers; ValueError for none, or more than are given at once"
     try: k = int(default if text in (None, '') else text)
-    except (ValueError, TypeError): k = 0
+    except (ValueError, TypeError, OverflowError): k = 0
     if not 1 <= k <= MOST: raise ValueError(f'k: {label(text, 40)}, expected 1 to {MOST}')
     return k
 
