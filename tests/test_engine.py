@@ -13,7 +13,9 @@ from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
 from search_sdo.packager.tiles import Tiles
 from search_sdo.search.embed import Embeddings, normalise
-from search_sdo.search.engine import FILES, SearchEngine, apart_in_time, ask_box, may_answer
+from search_sdo.search.engine import FILES, SearchEngine
+from search_sdo.search.filters import apart_in_time
+from search_sdo.search.query import ask_box
 from search_sdo.search.index import Index
 
 SIZE, TILE = 128, 16
@@ -145,7 +147,7 @@ def test_a_window_beyond_the_frame_is_filled_with_nan(package):
 # ---- filters
 
 
-FILTERS = [dict(), dict(after="2014-01-02"), dict(before="2014-01-02T13:00"), dict(after="2014-01-01T10:00", before="2014-01-03"),
+FILTERS = [dict(), dict(lon=(-40, 40), where="lat > 0"), dict(mu=(None, .6)), dict(after="2014-01-02"), dict(before="2014-01-02T13:00"), dict(after="2014-01-01T10:00", before="2014-01-03"),
            dict(channel="171"), dict(channel=[171, "AIA 171"]), dict(exclude_within="11h"), dict(exclude_within="10h", after="2014-01-03")]
 
 
@@ -157,6 +159,8 @@ def test_search_equals_brute_force(engine, filters, spread):
     keep = (table.time != asked.time).to_numpy(copy=True)
     if "after" in filters: keep &= (table.time >= filters["after"]).values
     if "before" in filters: keep &= (table.time < filters["before"]).values
+    if "lon" in filters: keep &= table.lon.between(-40, 40).values & (table.lat > 0).values
+    if "mu" in filters: keep &= (table.mu <= .6).values
     if "exclude_within" in filters: keep &= (abs(table.time - asked.time) > filters["exclude_within"]).values
     expected, similarity = brute_force(engine, asked.embed(engine.encoder), keep, 10, spread)
     hits = engine.search(query, k=10, spread=spread, **filters)
@@ -167,14 +171,9 @@ def test_search_equals_brute_force(engine, filters, spread):
 def test_before_is_exclusive_and_after_is_not(engine):
     times = engine.tiles.table.time
     moment = times.unique()[7]
-    assert (times[may_answer(engine.tiles.table, after=moment)] >= moment).all() and (times[may_answer(engine.tiles.table, after=moment)] == moment).any()
-    assert (times[may_answer(engine.tiles.table, before=moment)] < moment).all()
-
-
-def test_channels_are_told_apart():
-    table = pd.DataFrame(dict(channel=["171", "193", "171", "hmi_m"], time=pd.Timestamp("2014-01-01")))
-    assert may_answer(table, channel="AIA 193").tolist() == [False, True, False, False]
-    assert may_answer(table, channel=[171, "hmi_m"]).tolist() == [True, False, True, True]
+    assert (times[engine.filter(after=moment)] >= moment).all() and (times[engine.filter(after=moment)] == moment).any()
+    assert (times[engine.filter(before=moment)] < moment).all()
+    assert engine.filter().all() and engine.filter().shape == (len(engine),)
 
 
 def test_an_engine_of_two_channels(encoder, tmp_path):
@@ -234,7 +233,7 @@ def test_saved_hits(engine, tmp_path):
     assert table.columns.tolist() == ["rank", "similarity", "tile", "time", "channel", "frame", "row", "col", "size", "scale", "lon", "lat", "mu"]
     assert table.time.tolist() == hits.table.time.tolist()
     names = [f"{h.rank:02d}_{h.time:%Y%m%d_%H%M%S}_171.png" for h in hits.table.itertuples()]
-    assert sorted(p.name for p in (tmp_path / "a/b").iterdir()) == sorted(["hits.csv", "hits.png", *names])
+    assert sorted(p.name for p in (tmp_path / "a/b").iterdir()) == sorted(["hits.csv", "hits.json", "hits.png", *names])
 
 
 def test_maps_have_the_pixels_and_the_place_of_their_hits(engine):
