@@ -13,8 +13,9 @@ from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
 from search_sdo.packager.tiles import Tiles
 from search_sdo.search.embed import Embeddings, normalise
-from search_sdo.search.engine import FILES, SearchEngine
+from search_sdo.search.engine import SearchEngine
 from search_sdo.search.filters import apart_in_time
+from search_sdo.search.folder import FILES
 from search_sdo.search.query import ask_box
 from search_sdo.search.index import Index
 

@@ -7,7 +7,6 @@ __all__ = ['ROLES', 'QUESTIONS', 'roles_of', 'fair_rota', 'Session', 'session_no
 
 # %% ../../nbs/course/d_session.ipynb #92820ce3
 import html, json
-from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from .mob import check_names, coauthors

@@ -14,7 +14,7 @@ import ast, hashlib, inspect, json, logging, os, re
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import import_module
 from pathlib import Path
-from .lessons import find_root, modules, plan, read_settings
+from .lessons import find_root, plan, read_settings
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 from ..models.maps import project, show_density
 from .clusters import Rows, Sheet, agreement, aligned_umap, compact, group, neighbours, oddness, rows_of, turned_onto, typicality, usable
 from .embed import normalise
-from .engine import apart_in_time, as_span
+from .filters import apart_in_time, as_span
 from .hits import Hits, place
 from .index import Index
 from .paint import box_around, colour, cycle_phase, show_pair, show_pictures, show_points

@@ -31,7 +31,8 @@ from pathlib import Path
 from threading import Lock, Thread
 from .. import __version__
 from ..packager.channels import get_channel, stretch
-from .engine import Query, SearchEngine, ask_box
+from .engine import SearchEngine
+from .query import Query, ask_box
 from .share import facts, need
 from .upload import MAX_BYTES, ask_upload, label, read_upload
 
