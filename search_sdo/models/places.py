@@ -72,7 +72,9 @@ def kin_loss(z1: Tensor,          # [N, D] projections of the first views
     likeness = z @ z.T / temperature
     weight = torch.where(twin, 1., attract * (same & ~itself))
     pull = (weight * likeness).sum(dim=1) / weight.sum(dim=1)
-    return (likeness.masked_fill(same | itself | twin, -torch.inf).logsumexp(dim=1) - pull).mean()
+    stranger = ~(same | itself | twin)
+    push = likeness.masked_fill(~stranger, -1e4).logsumexp(dim=1)    # e to that power is 0, yet a row without strangers has a gradient
+    return (torch.where(stranger.any(dim=1), push, 0.) - pull).mean()
 
 # %% ../../nbs/module2_sunshine/i_places.ipynb #b7f10a08
 class KinCLR(SimCLR):
