@@ -23,7 +23,7 @@ def clouds(n, dim, spread, seed=0):
     "float32 [n, dim] around 30 middles, and the number of each row's cloud"
     dice = np.random.default_rng(seed)
     kind = dice.choice(30, n, p=dice.dirichlet(np.full(30, 2.0)))
-    return (dice.normal(size=(30, dim))[kind] + spread * dice.normal(size=(n, dim), dtype=np.float32)).astype(np.float32), kind
+    return (dice.normal(size=(30, dim))[kind] + spread * dice.standard_normal((n, dim), dtype=np.float32)).astype(np.float32), kind
 
 
 def drawing(n, repeats):
