@@ -25,7 +25,7 @@ def routes():
             ('GET', api + r'/tree/(?P<revision>[^/]+)', 'tree'), ('GET', api + r'(/revision/(?P<revision>[^/]+))?', 'info'),
             *((m, r'/(?P<prefix>datasets/)?' + REPO + r'/resolve/(?P<revision>[^/]+)/(?P<name>.+)', 'resolve') for m in ('GET', 'HEAD'))]
 
-# %% ../../nbs/module3_sunbird/s_local_hub.ipynb #5006367c
+# %% ../../nbs/module3_sunbird/s_local_hub.ipynb #e5a02f7d
 class Refused(Exception):
     "An answer that is not 200: status, code for the client, message"
 
@@ -61,8 +61,8 @@ class Guest(BaseHTTPRequestHandler):
         self.who()
         about = self.json()
         repo = f'{about.get("organization") or "mob"}/{about["name"]}'
-        if not self.server.hub.create(about.get('type') or 'model', repo): raise Refused(409, '', 'You already created this repo')
-        self.send(content=dict(url=f'{self.server.hub.url}/{"datasets/" if about.get("type") == "dataset" else ""}{repo}', name=repo, id=repo))
+        new = self.server.hub.create(about.get('type') or 'model', repo)
+        self.send(200 if new else 409, dict(url=f'{self.server.hub.url}/{"datasets/" if about.get("type") == "dataset" else ""}{repo}', name=repo, id=repo))
     def validate(self): self.send(content=dict(warnings=[], errors=[]))
     def announce(self, kind, repo, revision):
         self.who()
@@ -98,12 +98,12 @@ class Guest(BaseHTTPRequestHandler):
         if name not in files: raise Refused(404, 'EntryNotFound', f'{name}: not in {repo}')
         oid = files[name]
         if not name.endswith(LARGE): return self.blob(oid, {'X-Repo-Commit': sha, 'ETag': f'"{oid[:40]}"'})
-        self.send(302, b'', {'Location': f'{self.server.hub.url}/lfs/{oid}', 'X-Repo-Commit': sha, 'X-Linked-Etag': f'"{oid}"', 'X-Linked-Size': (self.server.hub.blobs / oid).stat().st_size})
+        self.send(302, b'', {'Location': f'{self.server.hub.store}/lfs/{oid}', 'X-Repo-Commit': sha, 'X-Linked-Etag': f'"{oid}"', 'X-Linked-Size': (self.server.hub.blobs / oid).stat().st_size})
     def blob(self, oid, headers=()):
         content = (self.server.hub.blobs / oid).read_bytes()
         self.send(200, content, {'ETag': f'"{oid}"', 'Content-Type': 'application/octet-stream', **dict(headers)})
 
-# %% ../../nbs/module3_sunbird/s_local_hub.ipynb #757903f7
+# %% ../../nbs/module3_sunbird/s_local_hub.ipynb #9f4d1a27
 class LocalHub:
     "`with LocalHub(folder) as hub:` a hub at `hub.url`, which takes whoever knows `hub.token`"
     def __init__(self, folder):
@@ -113,7 +113,7 @@ class LocalHub:
     def __enter__(self):
         self.server = ThreadingHTTPServer(('127.0.0.1', 0), Guest)
         self.server.hub, self.server.daemon_threads = self, True
-        self.url = f'http://127.0.0.1:{self.server.server_port}'
+        self.url, self.store = (f'http://{host}:{self.server.server_port}' for host in ('127.0.0.1', 'localhost'))     # as on the real hub, large files come from elsewhere
         Thread(target=self.server.serve_forever, daemon=True).start()
         return self
     def __exit__(self, *error):
