@@ -489,7 +489,7 @@ def summary(view) -> str:
     found = [hit for hit in view['hits'] if hit['similarity'] is not None]
     if not found: return 'Nothing else meets these filters. Widen them.'
     best, marks = found[0], ''.join(f', {view[name]} {name}' for name in ('good', 'bad') if view[name])
-    return f"{len(found)} answers{marks}. The best: {best['time']} at {best['place']}, similarity {best['similarity']:.2f}."
+    return f"{len(found)} answers{marks}. The best: {best['time']} at {best['place']}, {'along your marks' if marks else 'similarity'} {best['similarity']:.2f}."
 
 # %% ../../nbs/module3_sunbird/h_page.ipynb #346c0476
 def app_notebook(engine_path) -> dict:     # a notebook, as JSON holds it
