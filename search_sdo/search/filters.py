@@ -224,12 +224,13 @@ def compare(values, ops) -> pd.Series:
         except TypeError: raise ValueError('a comparison of things that cannot be compared') from None
     return chain([truth(p) for p in parts], operator.and_)
 
-# %% ../../nbs/module3_sunbird/d_filters.ipynb #a2446816
+# %% ../../nbs/module3_sunbird/d_filters.ipynb #f90ef36d
 def by_words(engine, words: str) -> np.ndarray:
     "bool [N] of a condition in words, on the columns of the tiles and their labels"
-    table = engine.tiles.table if engine.labels is None else engine.tiles.table.join(labels_of(engine, engine.labels.columns, 'where'), rsuffix='_label')
+    columns = dict(engine.tiles.table.items())
+    if engine.labels is not None: columns = dict(labels_of(engine, engine.labels.columns, 'where').items()) | columns
     if len(words) > 1000: raise ValueError(f'where: {len(words)} characters, expected at most 1000')
-    try: return truth(evaluate(ast.parse(words.strip(), mode='eval'), {name: table[name] for name in table})).to_numpy()
+    try: return truth(evaluate(ast.parse(words.strip(), mode='eval'), columns)).to_numpy()
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e: raise ValueError(f"where={words[:80]!r}: {getattr(e, 'msg', None) or e}; write such as 'abs(lat) < 30 and mu > .5'") from None
 
 # %% ../../nbs/module3_sunbird/d_filters.ipynb #705a51c4

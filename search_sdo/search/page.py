@@ -537,7 +537,7 @@ def serve_app(engine_path,               # folder of a `SearchEngine`
     "Show the page of an engine at http://host:port until Ctrl-C; ImportError or FileNotFoundError say what is missing"
     import importlib.util, subprocess, tempfile
     from pathlib import Path
-    from search_sdo.search.engine import FILES
+    from search_sdo.search.folder import FILES
     if importlib.util.find_spec('voila') is None: raise ImportError('the page in a browser needs Voilà; pip install "search_sdo[app]"')
     path = Path(engine_path).resolve()
     lacking = [name for name in FILES if not (path / name).exists()]

@@ -40,24 +40,15 @@ def strangers(vectors,       # [N, D]
     first, second = np.triu_indices(len(rows), 1)
     return np.sort((v @ v.T)[first, second][t[first] != t[second]])
 
-# %% ../../nbs/module3_sunbird/e_trust.ipynb #f55be212
-def nearest_of_others(index, vectors, times,
-                      n=600,          # tiles
-                      moments=32,     # from so many different times
-                      seed=0,
-                     ) -> np.ndarray:     # float32, sorted
+# %% ../../nbs/module3_sunbird/e_trust.ipynb #861c94f3
+def nearest_of_others(index, vectors, times, n=1200, seed=0) -> np.ndarray:     # [N, D]; [N]; tiles; float32, sorted
     "Similarity of some tiles to their nearest neighbour of another moment"
-    times, dice = np.asarray(times), np.random.default_rng(seed)
-    at, found = np.unique(times), []
-    for moment in dice.permutation(at)[:moments]:
-        keep = times != moment
-        rows = np.flatnonzero(~keep)
-        rows = np.sort(dice.permutation(rows)[:-(-n // min(moments, len(at)))])
-        v = np.asarray(vectors[rows], np.float32)
-        v = v[np.isfinite(v[:, 0])]
-        if len(v) and keep.any(): found.append(index.search(v, 1, keep)[0][:, 0])
-    found = np.concatenate(found) if found else np.empty(0, np.float32)
-    return np.sort(found[np.isfinite(found)])
+    rows, times = some_rows(vectors, n, seed), np.asarray(times)
+    similarity, ids = index.search(vectors[rows], min(64, len(vectors)))
+    other = (ids >= 0) & (times[ids] != times[rows][:, None])
+    nearest = np.where(other, similarity, -np.inf).max(axis=1)
+    for i in np.flatnonzero(~other.any(axis=1)): nearest[i] = index.search(vectors[rows[i]], 1, times != times[rows[i]])[0][0, 0]
+    return np.sort(nearest[np.isfinite(nearest)])
 
 # %% ../../nbs/module3_sunbird/e_trust.ipynb #04d7d735
 def grain(images,              # [N, H, H] stretched, 0..1, NaN where not measured
@@ -68,7 +59,7 @@ def grain(images,              # [N, H, H] stretched, 0..1, NaN where not measur
     change = [(np.abs(x[:, s:] - x[:, :-s]).mean((1, 2)) + np.abs(x[:, :, s:] - x[:, :, :-s]).mean((1, 2))) / 2 for s in steps]
     return np.stack([x.mean((1, 2)), *(np.log(1e-3 + c) for c in (x.std((1, 2)), *change))], 1)
 
-# %% ../../nbs/module3_sunbird/e_trust.ipynb #8474ab43
+# %% ../../nbs/module3_sunbird/e_trust.ipynb #25ccc683
 def grain_of(image, channel, unit, size) -> np.ndarray:
     "float32 [1, 6] grain of one picture of any width, seen at `size` px"
     from torch import from_numpy
@@ -77,7 +68,7 @@ def grain_of(image, channel, unit, size) -> np.ndarray:
     if len(x) != size: x = interpolate(from_numpy(x)[None, None], size=(int(size), int(size)), mode='bilinear', antialias=True)[0, 0].numpy()
     return grain(x[None])
 
-def picture_grain(engine, rows, most=400) -> np.ndarray:
+def picture_grain(engine, rows, most=800) -> np.ndarray:
     "float32 [n, 6] grain of some tiles of an engine, whole frames at a time, since frames are read faster than tiles"
     units, table = engine.package.catalogue.unit, engine.tiles.table
     rows = rows[:: max(1, len(rows) // most)]
