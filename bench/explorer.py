@@ -60,9 +60,8 @@ def main():
                 row("engine.search alone, a tile", timed(lambda i: engine.search(int(i)), rng.integers(len(engine), size=n)))]
         for name, wishes in [("draw a box of 64 px", boxes(64)), ("draw a box of 256 px", boxes(256)), ("random view", [dict(do="augment")] * n),
                              ("filters: mu, dates", [dict(do="filter", mu=[.1 * (i % 5), 1], after=f"201{i % 5}-06-01") for i in range(n)]),
-                             ("60 answers", [dict(do="neighbours", k=59 + i % 2) for i in range(n)]), ("step to the next frame", [dict(do="step", by=-1)] * n)]:
-            if name == "step to the next frame":
-                page.hear(dict(do="neighbours", k=12))
+                             ("draw a box, 60 answers", boxes(64)), ("step to the next frame", [dict(do="step", by=-1)] * n)]:
+            page.hear(dict(do="neighbours", k=60 if "60" in name else 12))
             times = timed(page.hear, wishes)
             assert not page.view["said"]["error"], page.view["said"]
             rows.append(row(name, times, f"{sent(page) / 1000:.0f}"))

@@ -26,7 +26,7 @@ from search_sdo.search.engine import SearchEngine
 from search_sdo.search.explorer import (
     Explorer, History, State, ask_window, check_filters, explore, find, fit_box, mark, nearest_frame, pack, random_view, selection)
 from search_sdo.search.page import CSS, ESM, WISHES, Page, Parts, app_command, app_environment, app_notebook, described, grant, serve_app, write_app
-from search_sdo.search.pictures import as_html, coloured, png, sheet
+from search_sdo.search.pictures import as_html, coloured, png, sheet, thumbnail
 from search_sdo.search.upload import MAX_BYTES
 
 SIZE, TILE = 128, 16
@@ -268,7 +268,7 @@ def test_without_marks_all_answers_go_home(explorer):
 
 def test_the_sheet_is_the_tiles_one_under_another():
     images = [np.full((16, 16), v, np.float32) for v in (0, 128, 255)]
-    made = np.asarray(Image.open(io.BytesIO(sheet(images, ["171"] * 3, ["display"] * 3, 32))), int)
+    made = np.asarray(Image.open(io.BytesIO(sheet([thumbnail(image, "171", "display", 32) for image in images]))), int)
     assert made.shape == (96, 32, 3)
     for i, image in enumerate(images):
         assert abs(made[32 * i + 16, 16] - coloured(image, "171", "display")[0, 0]).max() < 6

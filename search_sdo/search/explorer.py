@@ -101,9 +101,11 @@ def random_view(frame,       # `Frame`
     from search_sdo.models.views import two_views
     from search_sdo.packager.channels import stretch
     x0, y0, x1, y1 = box
-    picture = torch.from_numpy(np.nan_to_num(stretch(frame.data, frame.channel, frame.unit)))[None, None]
-    place = torch.tensor([[0., (y0 + y1 - 1) / 2, (x0 + x1 - 1) / 2]])
-    view, _ = two_views(picture, place, size, scale=(x1 - x0) / size, wander=0, generator=torch.Generator().manual_seed(seed))
+    side = x1 - x0
+    around = cut(lambda rows, cols: frame.data[rows, cols], frame.shape, y0 - side, x0 - side, 3 * side)     # as far as a view may reach
+    picture = torch.from_numpy(np.nan_to_num(stretch(around, frame.channel, frame.unit)))[None, None]
+    place = torch.tensor([[0., 1.5 * side - .5, 1.5 * side - .5]])
+    view, _ = two_views(picture, place, size, scale=side / size, wander=0, generator=torch.Generator().manual_seed(seed))
     return Query(255 * view[0, 0].clamp(0, 1).numpy(), f'random view {seed}', 'display', frame.channel, moment(frame))
 
 # %% ../../nbs/module3_sunbird/05_explorer.ipynb #f49b68d4

@@ -7,9 +7,9 @@ __all__ = ['log', 'WISHES', 'CSS', 'where', 'when', 'controls', 'answers', 'rows
 # %% ../../nbs/module3_sunbird/h_page.ipynb #c4128459
 import logging
 import anywidget, numpy as np, pandas as pd, traitlets
-from ..packager.tiles import Tiles, pixel_to_sphere
+from ..packager.tiles import pixel_to_sphere
 from .hits import place
-from .pictures import as_html, jpeg, png, sheet
+from .pictures import jpeg, png, sheet, thumbnail
 from .upload import MAX_BYTES, label
 
 log = logging.getLogger(__name__)
@@ -422,6 +422,7 @@ class Page(anywidget.AnyWidget):
 
     def __init__(self, explorer, app: bool = False):
         self.explorer, self.parts, self.drawn = explorer, Parts(), {}
+        self.thumbs = {}
         self.fixed = dict(app=app, most=MAX_BYTES, controls=controls(explorer.engine), channels=sorted(explorer.engine.tiles.table.channel.unique()))
         super().__init__()
         self.tell()
@@ -456,17 +457,24 @@ class Page(anywidget.AnyWidget):
         with self.hold_sync():
             self.draw()
             self.view = {**self.fixed, **view, 'said': dict(text=text or summary(view), error=error)}
+    def thumbnails(self, numbers) -> list:
+        "Of the tiles with these numbers; the last few hundred are at hand"
+        tiles, units = self.explorer.engine.tiles, self.explorer.engine.package.catalogue.unit
+        new = [n for n in numbers if n not in self.thumbs]
+        if len(self.thumbs) + len(new) > 600: self.thumbs, new = {}, numbers
+        rows = tiles.table.take(new)
+        self.thumbs.update({n: thumbnail(image, row.channel, units[row.frame]) for n, image, row in zip(new, tiles.images(new) if new else (), rows.itertuples())})
+        return [self.thumbs[n] for n in numbers]
     def draw(self):
         "Make the pictures whose subject has changed"
-        state, frame, units = self.explorer.state, self.explorer.frame, self.explorer.engine.package.catalogue.unit
+        state, frame = self.explorer.state, self.explorer.frame
         if self.drawn.get('sun') is not frame:
             step = -(-max(frame.shape) // 1536)
             self.sun = jpeg(frame.data[::step, ::step], frame.channel, frame.unit)
         shown = answers(self.explorer)
         if self.drawn.get('asked') is not state.asked and state.asked: self.question = png(state.asked.image, state.asked.channel, state.asked.unit)
         if self.drawn.get('tiles') != [*shown.tile]:
-            images = Tiles(shown, self.explorer.engine.package).images() if len(shown) else []
-            self.answers = sheet(list(images), shown.channel, [units[f] for f in shown.frame], 128)
+            self.answers = sheet(self.thumbnails([*shown.tile]))
         self.drawn = dict(sun=frame, asked=state.asked, tiles=[*shown.tile])
 
     def _repr_mimebundle_(self, **kwargs):
@@ -481,7 +489,7 @@ def summary(view) -> str:
     found = [hit for hit in view['hits'] if hit['similarity'] is not None]
     if not found: return 'Nothing else meets these filters. Widen them.'
     best, marks = found[0], ''.join(f', {view[name]} {name}' for name in ('good', 'bad') if view[name])
-    return f"{len(found)} answers{marks}. The best: {best['time']} at {best['place']}, similarity {best['similarity']:.2f}."
+    return f"{len(found)} answers{marks}. The best: {best['time']} at {best['place']}, {'along your marks' if marks else 'similarity'} {best['similarity']:.2f}."
 
 # %% ../../nbs/module3_sunbird/h_page.ipynb #346c0476
 def app_notebook(engine_path) -> dict:     # a notebook, as JSON holds it
