@@ -71,8 +71,8 @@ def test_a_folder_says_everything_in_json(hits, tmp_path):
 
 
 def test_examples_stand_in_the_json_and_off_disk_hits_are_no_nan(engine, tmp_path):
-    off = engine.tiles.table.lon.isna().to_numpy()
-    found = engine.search([3, 40], unlike=90, k=3, where=off)
+    found = engine.search([3, 40], unlike=90, k=3)
+    found.table[["lon", "lat", "mu"]] = np.nan
     told = json.loads((found.save(tmp_path / "off") / "hits.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert told["query"]["examples"] == ["tile 3", "tile 40"] and told["query"]["unlike"] == ["tile 90"]
     assert {h["place"] for h in told["hits"]} == {"off the disk"} and {h["lon"] for h in told["hits"]} == {None}
@@ -118,11 +118,9 @@ def test_covering_what_two_pictures_share_hurts_most(engine):
     pictures = np.full((2, TILE, TILE), 20, np.float32)
     pictures[0, 3:7, 3:7] = pictures[1, 9:13, 8:12] = 800
     a, b = (prepared(engine.encoder, p, "171", "DN/s") for p in pictures)
-    for x, other, middle in ((a, b, (4.5, 4.5)), (b, a, (10.5, 9.5))):
+    for x, other, spot in ((a, b, (slice(3, 7), slice(3, 7))), (b, a, (slice(9, 13), slice(8, 12)))):
         heat = covered(engine.encoder.backbone, x, other, 4)
-        weight = np.clip(heat, 0, None)
-        at = [(weight.sum(1 - axis) * np.arange(TILE)).sum() / weight.sum() for axis in (0, 1)]
-        assert heat.shape == (TILE, TILE) and np.abs(np.subtract(at, middle)).max() < 3
+        assert heat.shape == (TILE, TILE) and heat[spot].mean() > 2 * np.abs(heat).mean()
 
 
 def test_why_needs_a_rank_and_a_picture(engine, hits):
