@@ -13,8 +13,9 @@ from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
 from search_sdo.packager.tiles import Tiles
 from search_sdo.search.embed import Embeddings, normalise
-from search_sdo.search.engine import FILES, SearchEngine
+from search_sdo.search.engine import SearchEngine
 from search_sdo.search.filters import apart_in_time
+from search_sdo.search.folder import FILES
 from search_sdo.search.query import ask_box
 from search_sdo.search.index import Index
 
@@ -295,8 +296,8 @@ def test_a_package_that_has_grown_still_fits(folder, package, tmp_path):
 
 
 def test_a_build_that_was_stopped_goes_on(package, encoder, folder, tmp_path, monkeypatch):
-    def stop(*args): raise KeyboardInterrupt
-    monkeypatch.setattr("search_sdo.search.engine.Index.build", stop)
+    def stop(*args, **kw): raise KeyboardInterrupt
+    monkeypatch.setattr("search_sdo.search.folder.Index.build", stop)
     with pytest.raises(KeyboardInterrupt): SearchEngine.build(package, encoder, tmp_path / "engine")
     with pytest.raises(FileNotFoundError, match="engine.json"): SearchEngine.open(tmp_path / "engine")
     monkeypatch.undo()
