@@ -296,8 +296,8 @@ def test_a_package_that_has_grown_still_fits(folder, package, tmp_path):
 
 
 def test_a_build_that_was_stopped_goes_on(package, encoder, folder, tmp_path, monkeypatch):
-    def stop(*args): raise KeyboardInterrupt
-    monkeypatch.setattr("search_sdo.search.engine.Index.build", stop)
+    def stop(*args, **kw): raise KeyboardInterrupt
+    monkeypatch.setattr("search_sdo.search.folder.Index.build", stop)
     with pytest.raises(KeyboardInterrupt): SearchEngine.build(package, encoder, tmp_path / "engine")
     with pytest.raises(FileNotFoundError, match="engine.json"): SearchEngine.open(tmp_path / "engine")
     monkeypatch.undo()

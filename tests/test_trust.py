@@ -23,7 +23,7 @@ def engine(tmp_path_factory):
         torch.manual_seed(0)
         encoder = Encoder(make_backbone(widths=(8, 16, 32), stem=2), size=TILE, unit="DN/s")
     path = tmp_path_factory.mktemp("trust")
-    package = Package.build(SUN.frames(14, cadence="9 days", size=SIZE), path / "package", size=SIZE)
+    package = Package.build(SUN.frames(14, cadence="216h", size=SIZE), path / "package", size=SIZE)
     return SearchEngine.build(package, encoder, path / "engine")
 
 
@@ -43,7 +43,7 @@ def test_claims_are_kept_on_pairs_never_seen():
     pairs, others = (strangers(*cloud(seed=s), n=1500) for s in (0, 1))
     for claimed in (0.3, 0.1, 0.01, 0.001):
         observed = (chance(others, pairs) <= claimed).mean()
-        assert claimed / 1.4 < observed < claimed * 1.4
+        assert claimed / 2 < observed < claimed * 2
 
 
 def test_strangers_are_of_different_moments():
@@ -142,11 +142,11 @@ def test_an_archive_of_one_moment_says_it_does_not_know(engine, tmp_path):
 
 @needs_data
 def test_on_the_real_sun_claims_are_kept_and_other_telescopes_flagged(tmp_path):
-    "Nine frames of AIA 171 before 2015 claim, nine later ones judge; HMI upside down and text are no 171"
+    "Six frames of AIA 171 before 2015 claim, five later ones judge; HMI upside down and text are no 171"
     from search_sdo.packager.frame import read_frame
     from search_sdo.packager.calibrate import harmonise
     files = sorted((DATA / "aia171").glob("*.jpg"))
-    early, late = files[2:38:4], files[60:108:6]
+    early, late = files[2:38:6], files[60:108:10]
     package = Package.build(early, tmp_path / "package", size=512)
     engine = SearchEngine.build(package, "aia171", tmp_path / "engine", size=32)
     later = SearchEngine.build(Package.build(late, tmp_path / "later", size=512), "aia171", tmp_path / "other", size=32)

@@ -35,7 +35,7 @@ def nearest_apart(index,             # `Index`
         if thin is None or len(best) == k or not found.all(): return similarity[best], ids[best]
         depth *= 2
 
-# %% ../../nbs/module3_sunbird/03_search.ipynb #e8abcc9e
+# %% ../../nbs/module3_sunbird/03_search.ipynb #dfdae2b0
 class SearchEngine:
     "Finds the times and places that look like a query; a package, its encoder, its embeddings and their index"
     labels = regions = None     # what `label` joined: one row per tile; NOAA's list
@@ -171,5 +171,5 @@ class SearchEngine:
         return search_region(self, frame, box, **kw)
     def archive(self, path, **kw):
         "The engine as one file"
-        from search_sdo.search.share import archive
+        from search_sdo.search.archive import archive
         return archive(self, path, **kw)
