@@ -64,7 +64,7 @@ def cells(n: int,      # rows
     "How many cells an inverted file of n rows has"
     return int(np.clip(4 * n ** .5, 1, max(1, n // 40)))
 
-# %% ../../nbs/module3_sunbird/b_kinds.ipynb #bdb8449f
+# %% ../../nbs/module3_sunbird/b_kinds.ipynb #dd4bb8b7
 def new_ann(kind: str, dim: int, n: int):
     "An untrained FAISS index of this kind for about n rows of `dim` numbers, by inner product"
     product, sq = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_fp16
@@ -78,6 +78,7 @@ def new_ann(kind: str, dim: int, n: int):
     else: raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
     ann.own_fields, ann.nprobe = True, min(16, ann.nlist)
     ann.cp.niter = 8
+    if kind == 'ivfpq': ann.pq.cp.niter = 10
     return ann
 
 def own(index):
