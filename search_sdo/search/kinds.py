@@ -64,7 +64,7 @@ def cells(n: int,      # rows
     "How many cells an inverted file of n rows has"
     return int(np.clip(4 * n ** .5, 1, max(1, n // 40)))
 
-# %% ../../nbs/module3_sunbird/b_kinds.ipynb #eb81b81e
+# %% ../../nbs/module3_sunbird/b_kinds.ipynb #dd4bb8b7
 def new_ann(kind: str, dim: int, n: int):
     "An untrained FAISS index of this kind for about n rows of `dim` numbers, by inner product"
     product, sq = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_fp16
@@ -74,10 +74,11 @@ def new_ann(kind: str, dim: int, n: int):
         net.hnsw.efConstruction, net.hnsw.efSearch = 80, 64
         return faiss.IndexIDMap(own(net))
     if kind == 'ivf': ann = faiss.IndexIVFScalarQuantizer(own(faiss.IndexFlatIP(dim)), dim, cells(n), sq, product)
-    elif kind == 'ivfpq': ann = faiss.IndexIVFPQFastScan(own(faiss.IndexFlatIP(dim)), dim, cells(n), pieces(dim), 4, product)
+    elif kind == 'ivfpq': ann = faiss.IndexIVFPQ(own(faiss.IndexFlatIP(dim)), dim, cells(n), pieces(dim), 8, product)
     else: raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
     ann.own_fields, ann.nprobe = True, min(16, ann.nlist)
     ann.cp.niter = 8
+    if kind == 'ivfpq': ann.pq.cp.niter = 10
     return ann
 
 def own(index):
@@ -86,10 +87,10 @@ def own(index):
     return index
 
 def pieces(dim):
-    "Pieces into which PQ cuts a vector: two numbers each where that comes out even"
-    return next(m for m in range(max(1, dim // 2), 0, -1) if dim % m == 0)
+    "Pieces into which PQ cuts a vector: four numbers each where that comes out even"
+    return next(m for m in range(max(1, dim // 4), 0, -1) if dim % m == 0)
 
-# %% ../../nbs/module3_sunbird/b_kinds.ipynb #225e1015
+# %% ../../nbs/module3_sunbird/b_kinds.ipynb #eedeac02
 def train_ann(ann,         # from `new_ann`
               vectors,     # [N, D]
               seed=0):
@@ -100,7 +101,7 @@ def train_ann(ann,         # from `new_ann`
     sample = np.concatenate([read_rows(vectors, rows) for rows in np.array_split(some, len(some) // 8192 + 1)])
     sample = sample[np.isfinite(sample[:, 0])]
     if not len(sample): raise ValueError('vectors: not one row was measured, all are NaN or zero; embed other tiles')
-    if not net.is_trained or hasattr(ann, 'nlist'): net.train(sample)
+    if not net.is_trained or hasattr(ann, 'nlist'): net.train(sample[np.arange(max(len(sample), 256)) % len(sample)])     # PQ wants 256 at least
     ann.is_trained = True
 
 # %% ../../nbs/module3_sunbird/b_kinds.ipynb #78bd04b8
@@ -145,10 +146,10 @@ def forget(ann, rows):
     else:
         for ids in numbers(ann): ids[np.isin(ids, rows)] = -1
 
-# %% ../../nbs/module3_sunbird/b_kinds.ipynb #634daef3
+# %% ../../nbs/module3_sunbird/b_kinds.ipynb #cabd5cc3
 def kind_of(ann) -> str:
     "The name of an index's kind"
-    kinds = {faiss.IndexFlat: 'flat', faiss.IndexFlatIP: 'flat', faiss.IndexIDMap: 'hnsw', faiss.IndexIVFScalarQuantizer: 'ivf', faiss.IndexIVFPQFastScan: 'ivfpq'}
+    kinds = {faiss.IndexFlat: 'flat', faiss.IndexFlatIP: 'flat', faiss.IndexIDMap: 'hnsw', faiss.IndexIVFScalarQuantizer: 'ivf', faiss.IndexIVFPQ: 'ivfpq'}
     if type(ann) in kinds: return kinds[type(ann)]
     raise ValueError(f"{type(ann).__name__}: expected an index of kind {', '.join(KINDS)}")
 
@@ -165,14 +166,14 @@ def set_effort(ann, effort: int):
     if isinstance(ann, faiss.IndexIDMap): faiss.downcast_index(ann.index).hnsw.efSearch = int(effort)
     elif hasattr(ann, 'nlist'): ann.nprobe = int(min(effort, ann.nlist))
 
-# %% ../../nbs/module3_sunbird/b_kinds.ipynb #77fb07d2
+# %% ../../nbs/module3_sunbird/b_kinds.ipynb #aae88eb0
 def size_of(ann) -> int:
     "Bytes of memory that an index takes: codes, numbers, links and middles of cells"
     if isinstance(ann, faiss.IndexFlat): return 4 * ann.ntotal * ann.d
     if isinstance(ann, faiss.IndexIDMap):
         net = faiss.downcast_index(ann.index)
         return ann.ntotal * (faiss.downcast_index(net.storage).code_size + 24) + 4 * net.hnsw.neighbors.size()
-    return ann.ntotal * (ann.code_size + 8) + 4 * ann.nlist * ann.d
+    return ann.ntotal * (ann.code_size + 8) + 4 * ann.d * (ann.nlist + (256 if kind_of(ann) == 'ivfpq' else 0))
 
 # %% ../../nbs/module3_sunbird/b_kinds.ipynb #c7c4db7a
 def parameters(ann, effort: int, sel=None) -> faiss.SearchParameters:
