@@ -2017,6 +2017,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'search_sdo/search/scales.py'),
                                           'search_sdo.search.scales.look': ( 'module3_sunbird/scales.html#look',
                                                                              'search_sdo/search/scales.py'),
+                                          'search_sdo.search.scales.look_at': ( 'module3_sunbird/scales.html#look_at',
+                                                                                'search_sdo/search/scales.py'),
                                           'search_sdo.search.scales.prepared': ( 'module3_sunbird/scales.html#prepared',
                                                                                  'search_sdo/search/scales.py'),
                                           'search_sdo.search.scales.region_table': ( 'module3_sunbird/scales.html#region_table',
