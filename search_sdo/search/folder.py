@@ -88,7 +88,7 @@ def write_index(vectors, path, facts, back, gone):
     if not facts['tiles'] and index.kind != 'flat': index.tune()
     index.save(path / 'index.faiss')
 
-# %% ../../nbs/module3_sunbird/a_folder.ipynb #4882b161
+# %% ../../nbs/module3_sunbird/a_folder.ipynb #55949e47
 def write_engine(package, encoder, path, size, stride, channels, scales=(1,), kind=None, client=None):
     "Write an engine's folder, or bring it up to date; what was stopped half way goes on"
     names = [get_channel(c).name for c in channels]
@@ -105,6 +105,7 @@ def write_engine(package, encoder, path, size, stride, channels, scales=(1,), ki
         if not facts['tiles']: encoder.save(home / 'encoder')
         bring_up_to(tiles, encoder, home, facts, client)
         if home != path: move_in(path)
+        remove_folder(path / 'new')      # what an interrupted move or an abandoned build left
 
 def continues(old, new) -> bool:
     "Whether an engine with these facts can become the one that is wanted"
