@@ -1995,6 +1995,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'search_sdo/search/regions.py')},
             'search_sdo.search.scales': { 'search_sdo.search.scales.allowed': ( 'module3_sunbird/scales.html#allowed',
                                                                                 'search_sdo/search/scales.py'),
+                                          'search_sdo.search.scales.ask_again': ( 'module3_sunbird/scales.html#ask_again',
+                                                                                  'search_sdo/search/scales.py'),
                                           'search_sdo.search.scales.asked_box': ( 'module3_sunbird/scales.html#asked_box',
                                                                                   'search_sdo/search/scales.py'),
                                           'search_sdo.search.scales.background': ( 'module3_sunbird/scales.html#background',
@@ -2021,6 +2023,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'search_sdo/search/scales.py'),
                                           'search_sdo.search.scales.prepared': ( 'module3_sunbird/scales.html#prepared',
                                                                                  'search_sdo/search/scales.py'),
+                                          'search_sdo.search.scales.region_looks': ( 'module3_sunbird/scales.html#region_looks',
+                                                                                     'search_sdo/search/scales.py'),
                                           'search_sdo.search.scales.region_table': ( 'module3_sunbird/scales.html#region_table',
                                                                                      'search_sdo/search/scales.py'),
                                           'search_sdo.search.scales.region_votes': ( 'module3_sunbird/scales.html#region_votes',
@@ -2037,5 +2041,9 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'search_sdo/search/scales.py'),
                                           'search_sdo.search.scales.tile_scores': ( 'module3_sunbird/scales.html#tile_scores',
                                                                                     'search_sdo/search/scales.py'),
+                                          'search_sdo.search.scales.tiles_in': ( 'module3_sunbird/scales.html#tiles_in',
+                                                                                 'search_sdo/search/scales.py'),
                                           'search_sdo.search.scales.window_scores': ( 'module3_sunbird/scales.html#window_scores',
-                                                                                      'search_sdo/search/scales.py')}}}
+                                                                                      'search_sdo/search/scales.py'),
+                                          'search_sdo.search.scales.windows_of': ( 'module3_sunbird/scales.html#windows_of',
+                                                                                   'search_sdo/search/scales.py')}}}

@@ -14,8 +14,8 @@ from search_sdo.search.engine import SearchEngine
 from search_sdo.search.index import Index
 from search_sdo.search.regions import layer_of, overlap, window_means
 from search_sdo.search.scales import (
-    asked_box, background, best_regions, comparable, cover, fuse, layers_of, look, prepared, region_votes, search_disks, search_region,
-    sets_apart, suitable, tile_scores)
+    ask_again, asked_box, background, best_regions, comparable, cover, fuse, layers_of, look, prepared, region_looks, region_votes, search_disks, search_region,
+    sets_apart, suitable, tile_scores, tiles_in)
 
 SIZE, TILE = 128, 8
 TWIN = timedelta(days=300)
@@ -177,7 +177,7 @@ def test_a_box_stands_out_from_the_ordinary_where_it_is(engine, row, col, rows, 
     x0, y0 = layer.col + col * layer.step, layer.row + row * layer.step
     width, height = layer.side + (cols - 1) * layer.step, layer.side + (rows - 1) * layer.step
     box, keep = (x0, y0, x0 + width, y0 + height), (single.tiles.table.frame == 6).to_numpy()
-    scores, boxes, frames = region_votes(single, engine.package.frame(0), box, keep, width, height)
+    scores, boxes, frames = region_votes(single, region_looks(single, engine.package.frame(0), box), keep, width, height)
     assert set(frames[np.isfinite(scores)]) == {6}
     own = np.flatnonzero((boxes == box).all(axis=1) & (frames == 6))
     assert len(own) == 1 and scores[own[0]] > 0
@@ -193,7 +193,7 @@ def test_the_brightest_region_is_found_again_on_another_day(engine):
     fine = np.flatnonzero((table["scale"] == 2) & (table.frame == 0) & (table.mu > .5))
     tile = table.iloc[fine[np.nanmean(engine.tiles.images(fine), axis=(1, 2)).argmax()]]
     box = (tile.col, tile.row, tile.col + 16, tile.row + 16)
-    found = search_region(engine, engine.package.frame(0), box, k=5, spread=None, after="2014-10-01").table
+    found = search_region(engine, engine.package.frame(0), box, k=5, spread=None, rounds=0, after="2014-10-01").table
     assert set(found.frame) == {6} and overlap(np.array(box), found[["x0", "y0", "x1", "y1"]].to_numpy(float)).max() > .3
 
 
@@ -204,6 +204,24 @@ def test_hits_have_the_shape_of_the_box_and_their_place_on_the_sun(engine):
     on = t[t.mu > 0]
     assert ((on.lon0 <= on.lon) & (on.lon <= on.lon1) & (on.lat0 <= on.lat) & (on.lat <= on.lat1)).all()
     assert [image.shape for image in hits.images()] and (t["rank"] == np.arange(1, len(t) + 1)).all()
+
+
+def test_asking_again_keeps_the_box_in_the_question(engine):
+    "Half of the new question is the box, half what the found boxes share; the own box, found, changes nothing of its direction"
+    looks = region_looks(engine, engine.package.frame(0), BOX)
+    layer, mean, _, vectors = looks[0]
+    nothing = ask_again(engine, looks, np.empty((0, 4)), [])
+    again = ask_again(engine, looks, np.array([[30, 30, 62, 50.]]), [3])
+    unit = lambda v: v / np.linalg.norm(v)
+    box, new = unit(vectors.mean(axis=0) - mean), again[0][3][0] - mean
+    np.testing.assert_allclose(nothing[0][3][0] - mean, box, atol=1e-5)
+    other = 2 * new - box
+    assert np.linalg.norm(other) == pytest.approx(1, abs=1e-4)
+    ids = tiles_in(layer, 3, (30, 30, 62, 50))
+    found = np.asarray(engine.embeddings.vectors, np.float32)[ids].mean(axis=0) - mean
+    np.testing.assert_allclose(other, unit(found), atol=5e-3)
+    t = engine.tiles.table.iloc[ids]
+    assert (t.frame == 3).all() and (t.col + t["size"] / 2).mean() == pytest.approx(46, abs=4) and (t.row + t["size"] / 2).mean() == pytest.approx(40, abs=4)
 
 
 def test_windows_of_several_sizes(engine):
