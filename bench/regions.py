@@ -1,6 +1,6 @@
 """Boxes drawn on the real Sun: do they find such regions on other dates, and better than one tile would?
 
-    python bench/regions.py [--data FOLDER] [--quick] [--json FILE] [--only SET ...] [--keep FOLDER]
+    python bench/regions.py [--data FOLDER] [--quick] [--json FILE] [--only SET ...] [--boxes N] [--keep FOLDER]
 
 Sets: `active regions` (AIA 171, 2010 to 2019, the frames of which NOAA's list is known: later ones have no truth), `coronal
 holes` (AIA 193, boxes drawn by people on daily frames, 2010 to 2011), `hole masks` (AIA 193, eleven to fifteen frames of
@@ -186,7 +186,7 @@ def run_set(name, args, folder):
     frames = np.array(sorted(known & set(engine.tiles.table.frame)))
     engine.filter = lambda **rules: np.isin(engine.tiles.table.frame.to_numpy(), frames)
     asks = truth[truth.asks & truth.frame.isin(frames)]
-    asks = asks.sample(min(len(asks), 20 if args.quick else 120), random_state=1)
+    asks = asks.sample(min(len(asks), args.boxes or (20 if args.quick else 120)), random_state=1)
     bin_ = package.size // 64
     small = np.stack([np.nan_to_num(bin_pixels(package.read(f), bin_)) for f in frames])
     times, results, seconds = package.catalogue.time.to_numpy(), {}, []
@@ -208,6 +208,8 @@ def run_set(name, args, folder):
         for layer in layers:
             same, own = by_tile(engine, layer, query, box, ok)
             row[f"nearest tile, scale {layer.scale}"], row[f"nearest tile, scale {layer.scale}, its own box"] = score(same), score(own)
+        plain = search_region(engine, package.frame(int(query.frame)), np.clip(box, 0, package.size), k=10, exclude_within=GAP, rounds=0).table
+        row["box, asked once"] = score(list(zip(plain.frame, plain[["x0", "y0", "x1", "y1"]].to_numpy())))
         start = time.perf_counter()
         hits = search_region(engine, package.frame(int(query.frame)), np.clip(box, 0, package.size), k=10, exclude_within=GAP).table
         seconds.append(time.perf_counter() - start)
@@ -225,6 +227,7 @@ def run_set(name, args, folder):
 
 def main():
     args = arguments(__doc__, only=dict(nargs="+", choices=list(SETS), default=list(SETS), help="sets (default: all)"),
+                     boxes=dict(type=int, metavar="N", help="boxes that ask (default: 120 a set, 20 with --quick)"),
                      keep=dict(type=Path, help="keep packages and engines in this folder, and use those that are there"))
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as work:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['layers_of', 'cover', 'suits', 'suitable', 'look_at', 'look', 'background', 'sets_apart', 'tile_scores', 'comparable',
-           'window_scores', 'fuse', 'best_regions', 'asked_box', 'check_region', 'prepared', 'allowed', 'region_votes',
-           'search_region', 'region_table', 'disk_vectors', 'disk_of', 'search_disks']
+           'window_scores', 'fuse', 'best_regions', 'asked_box', 'check_region', 'prepared', 'allowed', 'region_looks',
+           'region_votes', 'tiles_in', 'ask_again', 'search_region', 'windows_of', 'region_table', 'disk_vectors',
+           'disk_of', 'search_disks']
 
 # %% ../../nbs/module3_sunbird/04_scales.ipynb #c4552d7e
 from functools import lru_cache
@@ -183,24 +184,47 @@ def allowed(engine, frame, exclude_within, filters):
     keep = engine.filter(**filters) if hasattr(engine, 'filter') else may_answer(table, **filters)
     return keep & not_its_own(table, asked, exclude_within)
 
-# %% ../../nbs/module3_sunbird/04_scales.ipynb #f8b91dca
-def region_votes(engine, frame, region, keep, width, height):
-    "Scores [n], boxes [n, 4] and frame numbers [n] of all windows of that size; NaN where a window's middle tile may not answer"
+# %% ../../nbs/module3_sunbird/04_scales.ipynb #7b83018f
+def region_looks(engine, frame, region) -> list:
+    "[(`Layer`, mean, inverse covariance, vectors [n, D] of the region)] for each scale that suits a region"
     known = prepared(engine.embeddings)
-    used, ballots = suitable([layer for layer, *_ in known], region), []
-    for layer, *usual in known:
-        if layer not in used: continue
-        vectors = look(frame, region, layer, engine.encoder)
-        if not len(vectors): raise ValueError('box: nothing was measured in it, all is NaN; choose another place')
-        scores = tile_scores(engine.embeddings.vectors, sets_apart(vectors, *usual), layer.ids)
-        ballots.append(window_scores(scores, layer, width, height))
-    votes, (_, y, x), layer = fuse(ballots), ballots[0], used[0]
-    may = window_means(np.where(layer.ids >= 0, keep[layer.ids], np.nan), *np.array(layer.ids.shape[1:]) - votes.shape[1:] + 1, need=0) >= .5
+    used = suitable([layer for layer, *_ in known], region)
+    looks = [(layer, *usual, look(frame, region, layer, engine.encoder)) for layer, *usual in known if layer in used]
+    looks = [one for one in looks if len(one[-1])]
+    if not looks: raise ValueError('box: nothing was measured in it, all is NaN; choose another place')
+    return looks
+
+# %% ../../nbs/module3_sunbird/04_scales.ipynb #1b9356be
+def region_votes(engine, looks, keep, width, height):
+    "Scores [n], boxes [n, 4] and frame numbers [n] of all windows of that size; NaN where most tiles of a window may not answer"
+    scores = [tile_scores(engine.embeddings.vectors, sets_apart(vectors, *usual), layer.ids) for layer, *usual, vectors in looks]
+    ballots = [window_scores(s, layer, width, height) for s, (layer, *_) in zip(scores, looks)]
+    votes, (_, y, x), layer = fuse(ballots), ballots[0], looks[0][0]
+    rows, cols = np.array(layer.ids.shape[1:]) - votes.shape[1:] + 1
+    may = window_means(np.where(layer.ids >= 0, keep[layer.ids], np.nan), rows, cols, need=0) >= .5
     f, r, c = np.indices(votes.shape).reshape(3, -1)
     boxes = np.stack([x[c] - width / 2, y[r] - height / 2, x[c] + width / 2, y[r] + height / 2], axis=1)
     return np.where(may, votes, np.nan).ravel(), boxes, layer.frames[f]
 
-# %% ../../nbs/module3_sunbird/04_scales.ipynb #2e01db0e
+# %% ../../nbs/module3_sunbird/04_scales.ipynb #f7950333
+def tiles_in(layer, frame, box) -> np.ndarray:
+    "Numbers of the tiles of a layer that cover a box in a frame of the archive"
+    at = [np.round((cover(low, high, layer.side, layer.step) - first) / layer.step).astype(int).clip(0, n - 1)
+          for low, high, first, n in zip((box[1], box[0]), (box[3], box[2]), (layer.row, layer.col), layer.ids.shape[1:])]
+    ids = layer.ids[np.searchsorted(layer.frames, frame)][np.ix_(*at)]
+    return ids[ids >= 0]
+
+def ask_again(engine, looks, boxes, frames) -> list:
+    "The looks of a question, half of which is now what the boxes found have in common (Chum et al. 2007)"
+    again = []
+    for layer, mean, inverse, vectors in looks:
+        inside = [tiles_in(layer, f, b) for f, b in zip(frames, boxes)]
+        found = [normalise(engine.embeddings.vectors[i]).mean(axis=0) for i in inside if len(i)]
+        both = [normalise(v.mean(axis=0) - mean) for v in (vectors, np.array(found)) if len(v)]
+        again.append((layer, mean, inverse, mean + np.mean(both, axis=0, keepdims=True)))
+    return again
+
+# %% ../../nbs/module3_sunbird/04_scales.ipynb #fa3ab18b
 def search_region(engine,               # `SearchEngine` with one or several scales
                   picture,              # `Frame`, or path of a full disk
                   box,                  # x0, y0, x1, y1 in its pixels: any size, any shape
@@ -208,18 +232,25 @@ def search_region(engine,               # `SearchEngine` with one or several sca
                   exclude_within=None,  # such as "27 days"; None: the question's own frame only
                   spread='12h',         # no two hits are closer in time; None: several on one disk
                   sizes=(1,),           # of the windows, times that of the box
+                  rounds=2,             # how often to ask again with what was found
                   **filters,            # of `SearchEngine.search`
                  ) -> RegionHits:
     "The `k` regions of the archive most like a box drawn on the disk"
     if k < 1: raise ValueError(f'k is {k}, expected at least 1')
     frame, region = asked_box(engine, picture, box)
-    keep = allowed(engine, frame, exclude_within, filters)
-    w, h = region[2] - region[0], region[3] - region[1]
-    parts = [region_votes(engine, frame, region, keep, w * s, h * s) for s in sizes]
-    scores, boxes, frames = (np.concatenate(a) for a in zip(*parts))
-    times = engine.package.catalogue.time.to_numpy()[frames]
-    best = best_regions(scores, boxes, frames, times, k, None if spread is None else as_span(spread, 'spread'))
+    keep, apart = allowed(engine, frame, exclude_within, filters), None if spread is None else as_span(spread, 'spread')
+    first = looks = region_looks(engine, frame, region)
+    for last in [False] * rounds + [True]:
+        scores, boxes, frames = windows_of(engine, looks, keep, region, sizes if last else (1,))
+        many = k if last else min(20, -(-len(np.unique(frames)) // 5))
+        best = best_regions(scores, boxes, frames, engine.package.catalogue.time.to_numpy()[frames], many, apart)
+        looks = ask_again(engine, first, boxes[best], frames[best])
     return RegionHits(region_table(engine.package, scores[best], boxes[best], frames[best]), frame, region, engine.package)
+
+def windows_of(engine, looks, keep, region, sizes) -> list:
+    "Scores, boxes and frames, as of `region_votes`, of windows of all those sizes"
+    w, h = region[2] - region[0], region[3] - region[1]
+    return [np.concatenate(a) for a in zip(*[region_votes(engine, looks, keep, w * s, h * s) for s in sizes])]
 
 # %% ../../nbs/module3_sunbird/04_scales.ipynb #e7e5af73
 def region_table(package, scores, boxes, frames):
