@@ -6,7 +6,7 @@
 __all__ = ['WAYS', 'WAY', 'standing', 'done_and_undone', 'Head', 'softmax', 'middle_and_scale', 'fit_head', 'balanced_accuracy',
            'margin', 'one_of_each', 'uncertain', 'typical', 'first_questions', 'cohen_kappa', 'fleiss_kappa',
            'confusion', 'settled', 'check_classes', 'check_who', 'nearest_rows', 'Curator', 'suggest', 'rows_of',
-           'among', 'torn', 'alike', 'mixed', 'grouping', 'agreement', 'rounds', 'unseen_confidence', 'labelled',
+           'among', 'torn', 'alike', 'grouping', 'mixed', 'agreement', 'rounds', 'unseen_confidence', 'labelled',
            'save', 'training_set']
 
 # %% ../../nbs/module3_sunbird/07_curate.ipynb #18c7b27e
@@ -356,7 +356,7 @@ def suggest(curator,             # `Curator`
     if len(pool) <= n: return pool
     dice = np.random.default_rng([curator.seed, len(seen)])
     if by == 'random': return dice.choice(pool, n, replace=False)
-    if by == 'mix' and lessons.nunique() < 2: by = 'first'
+    if by in ('mix', 'uncertain') and lessons.nunique() < 2 or by == 'near' and not len(lessons): by = 'first'
     picks = WAY[by](curator, n, pool, lessons, like, at_most)
     return pool[list(dict.fromkeys(picks))][:n]
 
@@ -383,17 +383,22 @@ def alike(curator, n, pool, lessons, like, at_most):
     if not len(examples): raise ValueError(f'like: nothing is marked {like!r} yet; mark one')
     return nearest_rows(rows_of(curator, pool), examples, n)
 
-def mixed(curator, n, pool, lessons, like, at_most):
-    near = alike(curator, n // 5, pool, lessons, like, at_most)
-    return [*torn(curator, n - len(near), pool, lessons, like, at_most), *near, *torn(curator, n, pool, lessons, like, at_most)]
-
 # %% ../../nbs/module3_sunbird/07_curate.ipynb #c495c529
 def grouping(ask):
     "A way that needs no head"
     return lambda curator, n, pool, lessons, like, at_most: among(curator, pool, lessons, at_most, lambda x, marked: ask(x, n, marked, curator.seed))
 
-WAY = dict(mix=mixed, uncertain=torn, near=alike, typical=grouping(typical), first=grouping(first_questions),
+WAY = dict(uncertain=torn, near=alike, typical=grouping(typical), first=grouping(first_questions),
            diverse=grouping(lambda x, n, marked, seed: farthest_points(x, n, chosen=marked)))
+
+def mixed(curator, n, pool, lessons, like, at_most):
+    share = n // 5
+    hard = torn(curator, n, pool, lessons, like, at_most)
+    near = alike(curator, share, pool, lessons, like, at_most) if share else []
+    far = WAY['diverse'](curator, share, pool, lessons, like, at_most) if share else []
+    return [*hard[:n - 2 * share], *near, *far, *hard[n - 2 * share:]]
+
+WAY['mix'] = mixed
 
 # %% ../../nbs/module3_sunbird/07_curate.ipynb #111c90d3
 def agreement(votes           # tiles x people: labels
