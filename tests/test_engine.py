@@ -445,3 +445,16 @@ def test_a_box_that_is_too_large_says_how_large_it_may_be(folder):
     engine = SearchEngine.open(folder)
     with pytest.raises(ValueError, match=f"expected at most {4 * TILE}.*draw a smaller box"):
         engine.search(engine.package.frame(0), box=(0, 0, 100, 100))
+
+
+def test_add_brings_an_engine_up_to_its_package(encoder, tmp_path):
+    frames = SUN.frames(n=6, cadence="9D", size=SIZE)
+    package = Package.build(frames[:4], tmp_path / "package", size=SIZE)
+    engine = SearchEngine.build(package, encoder, tmp_path / "engine")
+    before, n = np.array(engine.embeddings.vectors), len(engine)
+    assert engine.add(frames) is engine and engine.package.catalogue.shape[0] == 6 and len(engine) > n
+    assert np.array_equal(engine.embeddings.vectors[:n], before, equal_nan=True)
+    hits = engine.search(len(engine) - 1, k=3)
+    at_once = SearchEngine.build(Package.build(frames, tmp_path / "all", size=SIZE), encoder, tmp_path / "other")
+    assert sorted(map(bytes, np.array(at_once.embeddings.vectors))) == sorted(map(bytes, np.array(engine.embeddings.vectors)))
+    assert len(hits) == 3 and len(SearchEngine.open(tmp_path / "engine")) == len(engine)

@@ -14,7 +14,7 @@ from ..packager.package import Package
 from ..packager.tiles import Tiles
 from .embed import normalise
 from .filters import apart_in_time, as_span, join_labels, may_answer, not_its_own, thinner
-from .folder import read_engine, tile_size, write_engine
+from .folder import grow_engine, read_engine, tile_size, write_engine
 from .hits import Hits
 from .query import Query, ask, ask_box, ask_several, check_layer, check_picture, is_several
 from .trust import Trust, some_rows
@@ -62,6 +62,13 @@ class SearchEngine:
     def open(cls, path, package=None) -> 'SearchEngine':
         "Engine in the folder `path`; `package` (or its path) where it has moved. FileNotFoundError names a missing file"
         return cls(*read_engine(Path(path), package))
+
+    def add(self, frames=None, client=None) -> 'SearchEngine':
+        "Bring the engine up to its package, which has grown; `frames` (as for `Package.build`) are packaged first. Numbers of tiles stay; labels must be joined again"
+        path = Path(self.embeddings.path)
+        grow_engine(path, self.package.path, frames, client)
+        self.__init__(*read_engine(path, self.package.path))
+        return self
 
     @property
     def tiles(self) -> Tiles: return self.embeddings.tiles
