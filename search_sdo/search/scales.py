@@ -16,7 +16,8 @@ from ..packager.frame import Frame, read_frame
 from ..packager.package import cut
 from ..packager.tiles import read_tile
 from .embed import image_vectors, normalise, seen_as
-from .engine import Query, as_span, check_box, may_answer, not_its_own
+from .filters import as_span, not_its_own
+from .query import Query, check_box
 from .regions import Layer, RegionHits, box_on_sphere, layer_of, overlap, window_means
 
 # %% ../../nbs/module3_sunbird/04_scales.ipynb #adfb5c70
@@ -181,8 +182,7 @@ def prepared(embeddings):
 def allowed(engine, frame, exclude_within, filters):
     "bool [N], tiles that meet the filters and are not of the question's own moment"
     table, asked = engine.tiles.table, Query(frame.data, 'box', frame.unit, frame.channel, pd.Timestamp(frame.time))
-    keep = engine.filter(**filters) if hasattr(engine, 'filter') else may_answer(table, **filters)
-    return keep & not_its_own(table, asked, exclude_within)
+    return engine.filter(**filters) & not_its_own(table, asked, exclude_within)
 
 # %% ../../nbs/module3_sunbird/04_scales.ipynb #7b83018f
 def region_looks(engine, frame, region) -> list:
