@@ -148,7 +148,7 @@ def born_in(source,    # of an exported module
     for i, line in enumerate(lines, 1):
         if mark := re.match(r'# %% (?:\.\./)+nbs/(\S+)\.ipynb', line): cell[i] = mark[1]
     for node in ast.parse(source).body:
-        names = [node.name] if hasattr(node, 'name') else [t.id for t in getattr(node, 'targets', []) if isinstance(t, ast.Name)]
+        names = [node.name] if hasattr(node, 'name') else [n.id for t in getattr(node, 'targets', []) for n in ast.walk(t) if isinstance(n, ast.Name)]
         above = [i for i in cell if i < node.lineno]
         for name in names if above else (): homes[name] = cell[max(above)]
     return homes
