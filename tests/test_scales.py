@@ -224,6 +224,14 @@ def test_asking_again_keeps_the_box_in_the_question(engine):
     assert (t.frame == 3).all() and (t.col + t["size"] / 2).mean() == pytest.approx(46, abs=4) and (t.row + t["size"] / 2).mean() == pytest.approx(40, abs=4)
 
 
+def test_tiles_that_were_not_measured_spoil_nothing(engine):
+    vectors = np.array(engine.embeddings.vectors)
+    vectors[(engine.tiles.table.frame == 2) | (np.arange(len(vectors)) % 9 == 0)] = np.nan
+    holed = SearchEngine(engine.package, engine.encoder, Embeddings(vectors, engine.tiles), engine.index)
+    hits = search_region(holed, engine.package.frame(0), BOX, k=9).table
+    assert np.isfinite(hits.similarity).all() and set(hits.frame) == {1, 3, 4, 5, 6}
+
+
 def test_windows_of_several_sizes(engine):
     t = search_region(engine, engine.package.frame(0), BOX, k=40, spread=None, sizes=(.5, 1, 1.5)).table
     assert set((t.x1 - t.x0).round()) <= {16, 32, 48} and (t.x1 - t.x0).round().nunique() > 1

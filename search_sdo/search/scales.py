@@ -173,11 +173,12 @@ def check_region(engine, region, box):
         raise ValueError(f'box {box}: off the Sun, its nearest corner is more than 1.1 radii from the middle; draw it on the disk')
     return region
 
-# %% ../../nbs/module3_sunbird/04_scales.ipynb #04d7b24a
+# %% ../../nbs/module3_sunbird/04_scales.ipynb #81f7eea0
 @lru_cache(2)
 def prepared(embeddings):
     "[(`Layer`, mean, inverse covariance)] of an engine's embeddings, finest first"
-    return [(layer, *background(embeddings.vectors[np.sort(layer.ids[layer.ids >= 0])])) for layer in layers_of(embeddings.tiles)]
+    some = lambda ids: np.sort(ids[ids >= 0])[::max(1, (ids >= 0).sum() // 20_000)]
+    return [(layer, *background(embeddings.vectors[some(layer.ids)])) for layer in layers_of(embeddings.tiles)]
 
 def allowed(engine, frame, exclude_within, filters):
     "bool [N], tiles that meet the filters and are not of the question's own moment"
@@ -206,7 +207,7 @@ def region_votes(engine, looks, keep, width, height):
     boxes = np.stack([x[c] - width / 2, y[r] - height / 2, x[c] + width / 2, y[r] + height / 2], axis=1)
     return np.where(may, votes, np.nan).ravel(), boxes, layer.frames[f]
 
-# %% ../../nbs/module3_sunbird/04_scales.ipynb #f7950333
+# %% ../../nbs/module3_sunbird/04_scales.ipynb #e9b37a0a
 def tiles_in(layer, frame, box) -> np.ndarray:
     "Numbers of the tiles of a layer that cover a box in a frame of the archive"
     at = [np.round((cover(low, high, layer.side, layer.step) - first) / layer.step).astype(int).clip(0, n - 1)
@@ -219,12 +220,13 @@ def ask_again(engine, looks, boxes, frames) -> list:
     again = []
     for layer, mean, inverse, vectors in looks:
         inside = [tiles_in(layer, f, b) for f, b in zip(frames, boxes)]
-        found = [normalise(engine.embeddings.vectors[i]).mean(axis=0) for i in inside if len(i)]
+        rows = [engine.embeddings.vectors[i].astype(np.float32) for i in inside]
+        found = [v[np.isfinite(v).all(axis=1)].mean(axis=0) for v in rows if np.isfinite(v).all(axis=1).any()]
         both = [normalise(v.mean(axis=0) - mean) for v in (vectors, np.array(found)) if len(v)]
         again.append((layer, mean, inverse, mean + np.mean(both, axis=0, keepdims=True)))
     return again
 
-# %% ../../nbs/module3_sunbird/04_scales.ipynb #fa3ab18b
+# %% ../../nbs/module3_sunbird/04_scales.ipynb #98e03767
 def search_region(engine,               # `SearchEngine` with one or several scales
                   picture,              # `Frame`, or path of a full disk
                   box,                  # x0, y0, x1, y1 in its pixels: any size, any shape
@@ -242,7 +244,7 @@ def search_region(engine,               # `SearchEngine` with one or several sca
     first = looks = region_looks(engine, frame, region)
     for last in [False] * rounds + [True]:
         scores, boxes, frames = windows_of(engine, looks, keep, region, sizes if last else (1,))
-        many = k if last else min(20, -(-len(np.unique(frames)) // 5))
+        many = k if last else min(20, -(-len(np.unique(frames[np.isfinite(scores)])) // 5))
         best = best_regions(scores, boxes, frames, engine.package.catalogue.time.to_numpy()[frames], many, apart)
         looks = ask_again(engine, first, boxes[best], frames[best])
     return RegionHits(region_table(engine.package, scores[best], boxes[best], frames[best]), frame, region, engine.package)
