@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'about', 'one_line', 'main', 'fetch', 'say_what_came', 'gaps', 'named_sources', 'package', 'verify',
-           'named_values', 'train', 'several', 'space_of', 'sweep', 'index', 'search', 'demo']
+           'named_values', 'train', 'several', 'space_of', 'sweep', 'dask_client', 'numbers', 'as_query', 'index',
+           'search', 'page', 'answer', 'pack', 'unpack', 'push', 'demo']
 
 # %% ../nbs/cli.ipynb #6c68c4d4
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 import sys
@@ -223,14 +225,35 @@ def sweep(package: Annotated[Path, typer.Argument(help='Folder of a package.')],
     typer.echo(table.round(5).to_string(index=False))
     typer.echo(f'Did {len(table)} trials; the best encoder is {out / "trials" / f"{table.trial[0]:03d}"}, table and picture are in {out}')
 
+# %% ../nbs/cli.ipynb #220ab437
+@contextmanager
+def dask_client(workers):    # processes
+    "A dask client of its own, gone afterwards; None for one process"
+    if workers == 1: yield None; return
+    try: from dask.distributed import Client
+    except ImportError as e: raise ImportError("--workers needs dask: pip install 'search_sdo[dask]'") from e
+    with Client(n_workers=workers, threads_per_worker=1, dashboard_address=None) as client: yield client
+
+def numbers(text, name) -> list:
+    "1,2,4 as whole numbers"
+    if all(part.strip().isdigit() for part in text.split(',')): return [int(part) for part in text.split(',')]
+    raise ValueError(f'{name} {text}: expected whole numbers with commas between, such as 1,2,4')
+
+def as_query(word): return int(word) if word.isdigit() else word
+
 # %% ../nbs/cli.ipynb #3475692f
 @app.command(epilog='Example: search-sdo index my-package my-encoder --out my-engine')
 def index(package: Annotated[Path, typer.Argument(help='Folder of a package.')],
           encoder: Annotated[Path, typer.Argument(help='Folder of an encoder, or the name of one that comes with the library: aia171, aia193, aia304, hmi_ic.')],
-          out: Annotated[Path, typer.Option(help='Folder for the search engine.')]):
+          out: Annotated[Path, typer.Option(help='Folder for the search engine; one that is there is continued, and grows when the package has grown.')],
+          scales: Annotated[str, typer.Option(help='With commas between, such as 1,2,4: tiles of several sizes, to search for regions of any size.')] = '1',
+          kind: Annotated[str | None, typer.Option(help='flat, ivf, hnsw or ivfpq; without it, as the size demands.')] = None,
+          workers: Annotated[int, typer.Option(min=1, help='Processes that embed at the same time (needs search_sdo[dask] for more than one).')] = 1):
     "Embed all tiles of a package and make them searchable."
     from search_sdo.search.engine import SearchEngine
-    typer.echo(f'Indexed {SearchEngine.build(package, encoder, out)} in {out}')
+    with dask_client(workers) as client:
+        made = SearchEngine.build(package, encoder, out, scales=numbers(scales, '--scales'), kind=kind, client=client)
+    typer.echo(f'Indexed {made} in {out}')
 
 # %% ../nbs/cli.ipynb #7b30e9f9
 @app.command(epilog='Example: search-sdo search my-engine 20141221_000001_aia_171.jpg --box 900 600 1100 800 -k 12 --save hits')
@@ -240,16 +263,69 @@ def search(engine: Annotated[Path, typer.Argument(help='Folder of a search engin
            k: Annotated[int, typer.Option('-k', min=1, help='How many answers.')] = 12,
            after: Annotated[str | None, typer.Option(metavar='DATE', help='Only answers from this date on.')] = None,
            before: Annotated[str | None, typer.Option(metavar='DATE', help='Only answers before this date.')] = None,
+           during: Annotated[str | None, typer.Option(metavar='SPAN', help='Only answers from this year, month or day: 2014, 2014-06.')] = None,
+           unlike: Annotated[list[str] | None, typer.Option(metavar='QUERY', help='An example of what is not wanted; can be given several times.')] = None,
+           where: Annotated[str | None, typer.Option(metavar='CONDITION', help='Such as "mu > .5 and abs(lat) < 30": lon, lat, mu, time, channel, frame, row, col.')] = None,
+           apart: Annotated[str, typer.Option(metavar='SPAN', help='No two answers are closer in time than this.')] = '12h',
            save: Annotated[Path | None, typer.Option(metavar='FOLDER', help='Write the hits as a table and pictures.')] = None):
     "Find the times and places that look most like a query."
     from search_sdo.search.engine import SearchEngine
-    hits = SearchEngine.open(engine).search(int(query) if query.isdigit() else query, k, box, after, before)
-    if not len(hits): return typer.echo(f'Nothing in {engine} meets these conditions; widen --after and --before')
+    hits = SearchEngine.open(engine).search(as_query(query), k, box, [as_query(u) for u in unlike or []] or None, after=after, before=before, during=during, where=where, spread=apart)
+    if not len(hits): return typer.echo(f'Nothing in {engine} meets these conditions; ask for less')
     typer.echo(hits.table[['similarity', 'time', 'channel', 'lon', 'lat', 'mu', 'frame', 'row', 'col']].round(3).to_string(index=False))
     typer.echo(f'Found {len(hits)} places like {query} in {engine}')
     if save is None: return
     hits.save(save)
     typer.echo(f'Saved table and pictures in {save}')
+
+# %% ../nbs/cli.ipynb #4013589e
+@app.command('app', epilog='Example: search-sdo app my-engine, then open http://127.0.0.1:8866')
+def page(engine: Annotated[Path, typer.Argument(help='Folder of a search engine.')],
+         port: Annotated[int, typer.Option(min=1, max=65535)] = 8866,
+         host: Annotated[str, typer.Option(help='0.0.0.0 lets other computers in.')] = '127.0.0.1'):
+    "The search page of an engine, in a browser."
+    from search_sdo.search.page import serve_app
+    raise typer.Exit(serve_app(engine, port, host))
+
+# %% ../nbs/cli.ipynb #3f19a3cd
+@app.command('serve', epilog='Example: search-sdo serve my-engine, then open http://127.0.0.1:8000/docs')
+def answer(engine: Annotated[Path, typer.Argument(help='Folder of a search engine.')],
+           port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+           host: Annotated[str, typer.Option(help='0.0.0.0 lets other computers in.')] = '127.0.0.1',
+           package: Annotated[Path | None, typer.Option(metavar='FOLDER', help='The package, where it has moved.')] = None):
+    "Answer questions over HTTP; read-only."
+    from search_sdo.search.serve import serve
+    serve(engine, host, port, package)
+
+# %% ../nbs/cli.ipynb #1aa43ea7
+@app.command(epilog='Example: search-sdo pack my-engine my-engine.tar --frames')
+def pack(engine: Annotated[Path, typer.Argument(help='Folder of a search engine.')],
+         file: Annotated[Path, typer.Argument(help='The archive to write.')],
+         frames: Annotated[bool, typer.Option('--frames', help='Take the package along, so that it works anywhere.')] = False):
+    "Write an engine as one file, with a checksum of everything in it."
+    from search_sdo.search.archive import archive
+    made = archive(engine, file, frames)
+    typer.echo(f'Packed {engine} into {made} ({made.stat().st_size / 1e6:.1f} MB)')
+
+@app.command(epilog='Example: search-sdo unpack my-engine.tar my-engine')
+def unpack(file: Annotated[Path, typer.Argument(help='An archive that `search-sdo pack` wrote.')],
+           folder: Annotated[Path, typer.Argument(help='Where the engine goes; must not hold anything.')]):
+    "Check an archive byte by byte and unpack it."
+    from search_sdo.search import archive
+    typer.echo(f'Unpacked {file} into {archive.unpack(file, folder)}')
+
+# %% ../nbs/cli.ipynb #7f914dd7
+@app.command(epilog='Example: search-sdo push my-engine ada/sun-171 --frames')
+def push(folder: Annotated[Path, typer.Argument(help='Folder of a search engine or of an encoder.')],
+         repo: Annotated[str, typer.Argument(metavar='USER/NAME', help='On the hub; made if it is not there.')],
+         frames: Annotated[bool, typer.Option('--frames', help='With an engine, its package too.')] = False,
+         endpoint: Annotated[str | None, typer.Option(metavar='URL', help='Another hub than huggingface.co.')] = None):
+    "Put an engine or an encoder on the Hugging Face hub; log in first with `hf auth login`."
+    from search_sdo.models.encoder import Encoder
+    from search_sdo.search import hub
+    from search_sdo.search.engine import SearchEngine
+    thing = SearchEngine.open(folder) if (folder / 'engine.json').exists() else Encoder.load(folder)
+    typer.echo(f'Pushed {folder} to {repo} at {hub.push(thing, repo, endpoint=endpoint, frames=frames)}')
 
 # %% ../nbs/cli.ipynb #d6f6ed85
 @app.command(epilog='Example: search-sdo demo --frames ~/sdo/aia171 --out my-demo')

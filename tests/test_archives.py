@@ -9,7 +9,7 @@ from astropy.io import fits
 from lookalikes import Lookalike, LookalikeBrowse, LookalikeHelioviewer, LookalikeJSOC, as_json, disk_image, fits_bytes, sun_header
 
 import search_sdo.packager.archives as archives
-from search_sdo.packager.archives import ARCHIVES, JSOC, SDOML, VSO, Browse, Cutout, Helioviewer, jsoc_records, record_sets, sdoml_index, utc
+from search_sdo.packager.archives import ARCHIVES, JSOC, SDOML, VSO, Browse, Cutout, Helioviewer, record_sets, sdoml_index, utc
 from search_sdo.packager.download import FetchError
 from search_sdo.packager.frame import read_frame
 from search_sdo.packager.sources import COLUMNS, first_of

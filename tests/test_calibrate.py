@@ -98,7 +98,6 @@ def test_counts_without_an_exposure_time_are_refused():
 
 def level1(roll=0.4, x0=2041.65, y0=2047.41, scale=0.600714, size=4096):
     "A level-1 AIA header and counts, with a bright dot at solar x = 300, y = -200 arcsec"
-    import astropy.units as u
     turn, rows = np.radians(roll), np.indices((size, size), dtype=np.float32)
     dx, dy = (300 * np.cos(turn) + -200 * np.sin(turn)) / scale, (-300 * np.sin(turn) + -200 * np.cos(turn)) / scale
     data = 100 * np.exp(-((rows[1] - x0 - dx) ** 2 + (rows[0] - y0 - dy) ** 2) / (2 * 6.0 ** 2)) + 20

@@ -15,7 +15,7 @@ from search_sdo.packager.synthetic import SmallSun
 
 TWO_DAYS = ["--start", "2012-01-01", "--end", "2012-01-03", "--to", "x"]
 
-COMMANDS = ["fetch", "gaps", "package", "verify", "train", "sweep", "index", "search", "demo"]
+COMMANDS = ["fetch", "gaps", "package", "verify", "train", "sweep", "index", "search", "app", "serve", "pack", "unpack", "push", "demo"]
 
 
 def run(*words, cwd=None):
@@ -64,6 +64,30 @@ def test_search_by_picture_and_by_box(work):
     from matplotlib.image import imsave
     imsave(work / "piece.png", package.read(2, 40, 40, 20), cmap="gray")
     assert "Found 2 places like" in fine("search", work / "engine", work / "piece.png", "-k", 2)
+
+
+def test_search_with_conditions_and_what_is_not_wanted(work):
+    out = fine("search", work / "engine", 40, "-k", 4, "--unlike", 3, "--unlike", 9, "--where", "mu > .2", "--apart", "1h")
+    assert "places like 40" in out
+    assert "ask for less" in fine("search", work / "engine", 40, "--where", "mu > 2")
+
+
+def test_an_engine_grows_when_it_is_indexed_again(work, tmp_path):
+    fine("package", "synthetic:4", tmp_path / "p", "--size", 128)
+    fine("index", tmp_path / "p", work / "encoder", "--out", tmp_path / "e", "--scales", "1,2")
+    fine("package", "synthetic:6", tmp_path / "p", "--size", 128)
+    out = fine("index", tmp_path / "p", work / "encoder", "--out", tmp_path / "e", "--scales", "1,2")
+    assert "in 6 frames" in out
+    assert "4 frames" not in out
+
+
+def test_an_engine_travels_as_one_file(work, tmp_path):
+    out = fine("pack", work / "engine", tmp_path / "engine.tar", "--frames")
+    assert "Packed" in out and "MB)" in out
+    fine("unpack", tmp_path / "engine.tar", tmp_path / "there")
+    assert "Found 3 places like 40" in fine("search", tmp_path / "there", 40, "-k", 3)
+    again = run("unpack", tmp_path / "engine.tar", tmp_path / "there")
+    assert again.returncode == 2 and "not empty; choose another folder" in again.stderr
 
 
 def test_verify_says_what_is_wrong_and_how_to_repair_it(tmp_path):
@@ -215,7 +239,15 @@ def test_help_has_an_example(command):
     (["train", "{work}/package", "--out", "e", "--tile", "300"], "size: tiles of 300 px do not fit frames of 128 px"),
     (["train", "{work}/package"], "Missing option '--out'. See: search-sdo train --help"),
     (["index", "{work}/package", "nowhere", "--out", "e"], "nowhere: missing; neither a folder nor an encoder that comes with search_sdo (aia171, "),
+    (["index", "{work}/package", "{work}/encoder", "--out", "e", "--scales", "1;2"], "--scales 1;2: expected whole numbers with commas between"),
+    (["index", "{work}/package", "{work}/encoder", "--out", "e", "--kind", "magic"], "magic"),
     (["search", "nowhere", "3"], "nowhere/engine.json: missing"),
+    (["search", "{work}/engine", "3", "--where", "import os"], "where"),
+    (["search", "{work}/engine", "3", "--unlike", "nowhere.png"], "nowhere.png: no such file"),
+    (["app", "nowhere"], "nowhere/engine.json: missing"),
+    (["serve", "nowhere"], "nowhere/engine.json: missing"),
+    (["pack", "nowhere", "e.tar"], "nowhere"),
+    (["unpack", "nowhere.tar", "e"], "nowhere.tar: no such archive"),
     (["search", "{work}/engine", "999999"], "tile 999999: no such tile"),
     (["search", "{work}/engine", "nowhere.png"], "nowhere.png: no such file"),
     (["search", "{work}/engine", "3", "--after", "yesterday-ish"], "after='yesterday-ish': not a date"),

@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 import torch
 
-from search_sdo.models import evaluate
 from search_sdo.models.evaluate import compare, explained, matched_precision, nearest, precision_at_k, probe, region_retrieval, twin_recall
 
 
@@ -141,12 +140,6 @@ def test_features_that_cannot_be_compared(features):
         nearest(q, g[:0])
     with pytest.raises(ValueError, match="k: 0, expected 1 or more"):
         nearest(q, g, k=0)
-
-
-def test_the_baselines_can_still_be_imported_from_here():
-    from search_sdo.models import baselines
-    for name in ("as_planes", "pixel_features", "mean_std", "histogram_features", "pca_features"):
-        assert getattr(evaluate, name) is getattr(baselines, name)
 
 
 # Matched in brightness

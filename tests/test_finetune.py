@@ -13,7 +13,6 @@ from search_sdo.models.forecast import (
     LEVELS, balanced_weights, contingency, flare_levels, forecast_scores, ordinal_loss, ordinal_probability, reliability,
     skill_scores)
 from search_sdo.packager.labels import flare_target, read_flares
-from search_sdo.packager.tiles import split_by_time
 
 
 @pytest.fixture(scope="module")

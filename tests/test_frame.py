@@ -257,3 +257,9 @@ def test_unknown_ending(tmp_path):
     (tmp_path / "sun.gif").write_text("")
     with pytest.raises(ValueError, match=r"sun.gif: ends in '.gif', expected one of .fits"):
         read_frame(tmp_path / "sun.gif")
+
+
+def test_a_picture_of_unknown_date_shows_itself():
+    frame = Frame(np.ones((8, 8), np.float32), pd.NaT, "171", Disk(3.5, 3.5, 3.), "display")
+    assert "time unknown" in repr(frame)
+    assert "time unknown" in frame.show().get_title()

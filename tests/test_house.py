@@ -39,7 +39,7 @@ def test_help_of_the_command_line_is_light():
     assert heavy_after(program) == set()
 
 
-@pytest.mark.parametrize("module", ["search_sdo.course.mob", "search_sdo.course.lessons", "search_sdo.course.export"])
+@pytest.mark.parametrize("module", ["search_sdo.course.mob", "search_sdo.course.session", "search_sdo.course.lessons", "search_sdo.course.export", "search_sdo.course.site"])
 def test_the_courses_machinery_is_light(module):
     assert heavy_after(f"import {module}") == set()
 
@@ -88,7 +88,7 @@ def test_the_library_needs_no_notebook_tools():
         assert top == [], path
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lab", "sync", "bench"])
+@pytest.mark.parametrize("target", ["demo", "test", "lab", "sync", "lessons", "bench"])
 def test_make_installs_before_it_runs(target, tmp_path):
     "On a fresh clone every target makes its environment first; once installed, it only runs"
     if shutil.which("make") is None:

@@ -3,6 +3,7 @@ from collections import Counter
 
 import pytest
 
+from search_sdo.course.session import Retrospective, Session, session_notes
 from search_sdo.course.mob import Rota, check_names, coauthors, rota, turn_minutes
 
 SIZES = [(n, turns) for n in range(1, 9) for turns in range(1, 13)]
@@ -137,3 +138,25 @@ def test_without_scripts_the_table_is_there_and_no_dead_button(browser):
     page.set_content(Rota("Ada, Ben", turns=3)._repr_html_())
     assert page.locator("tbody tr").count() == 3 and not page.locator("button").first.is_visible()
     context.close()
+
+
+# looking back
+
+def test_the_card_gives_its_answers_as_text(page):
+    page.set_content(Retrospective(["What <b>stands out</b>?", "And?"])._repr_html_())
+    assert page.locator(".sdo-retro b").count() == 0
+    page.locator("textarea").nth(0).fill("the limb")
+    page.locator("textarea").nth(1).fill("nothing")
+    page.click("button")
+    assert text(page, "pre") == "- What <b>stands out</b>? the limb\n- And? nothing"
+
+
+def test_a_session_survives_and_a_stranger_is_refused(tmp_path):
+    first = Session(tmp_path / "log.jsonl", {"Ada": "ada@example.org", "Ben": ""}, "Tiles")
+    first.drive("Ada"), first.note("a < b", "Ben")
+    again = Session(tmp_path / "log.jsonl", "Ada, Ben, Cleo", "Tiles")
+    assert again.drove == {"Ada": 1, "Ben": 0, "Cleo": .5}
+    assert [driver for driver, _ in again.rota(3)] == ["Ben", "Cleo", "Ada"]
+    assert "- a < b (Ben)" in session_notes(again)
+    with pytest.raises(ValueError, match="who='Eve': not here tonight"):
+        again.drive("Eve")

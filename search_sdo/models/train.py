@@ -26,7 +26,7 @@ from .collapse import collapse_level, effective_rank
 from .encoder import Encoder, make_backbone
 from .loop import fit, plot_training
 from .material import fixed_images, load_material, training_tiles
-from .places import PlaceHint, draw_weights
+from .places import KinCLR, PlaceHint, draw_weights
 from .redundancy import BarlowTwins, VICReg
 from .runs import catalogue_checksum, environment, read_run, start_run, write_run
 from .simclr import SimCLR
@@ -37,7 +37,7 @@ from ..packager.package import Package
 log = logging.getLogger(__name__)
 
 # %% ../../nbs/module2_sunshine/05_train.ipynb #c52bcceb
-METHODS = dict(simclr=SimCLR, dcl=partial(SimCLR, decoupled=True), simsiam=SimSiam, byol=BYOL, vicreg=VICReg, barlow=BarlowTwins)
+METHODS = dict(simclr=SimCLR, dcl=partial(SimCLR, decoupled=True), simsiam=SimSiam, byol=BYOL, vicreg=VICReg, barlow=BarlowTwins, kin=KinCLR)
 
 # %% ../../nbs/module2_sunshine/05_train.ipynb #62258b13
 def warmup_cosine(step,           # 0, 1, 2, ...
@@ -113,7 +113,8 @@ class Run(L.LightningModule):
     def training_step(self, places, k):
         with dice(step_seed(self.plan.seed, k, self.global_rank), self.device):
             with torch.autocast(self.device.type, enabled=False): views = two_views(self.frames, places, middles=True, **self.views)
-            loss = self.method.loss(*views[:2]) if self.hint is None else self.hint(self.method, *views)
+            known = {name: value for name, value in dict(middles=views[2], sky=self.views.get('sky')).items() if name in getattr(self.method, 'asks', ())}
+            loss = self.method.loss(*views[:2], **known) if self.hint is None else self.hint(self.method, *views, known)
         self.losses.append(loss.detach())
         return loss
 
@@ -276,7 +277,7 @@ def finish_run(encoder, run, trainer, out, facts):
     encoder.save(out)
     plot_training(out / 'metrics.csv', f'{facts["settings"]["method"]}, {facts["frames"]} frames, {facts["tiles"]} places').savefig(out / 'training.png', dpi=110)
     now, done = datetime.datetime.now(), read_run(out / 'run.json')
-    facts = facts | dict(started=done['started'], finished=f'{now:%Y-%m-%d %H:%M:%S}', precision=trainer.precision, processes=trainer.world_size, device=str(run.device))
+    facts = facts | dict(started=done['started'], finished=f'{now:%Y-%m-%d %H:%M:%S}', precision=trainer.precision, processes=trainer.world_size, device=str(trainer.strategy.root_device))
     write_run(out / 'run.json', facts)
     (out / 'last.safetensors').unlink(missing_ok=True)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'LARGEST', 'FITS', 'READERS', 'time_from_name', 'channel_from_name', 'Disk', 'radial_bend', 'fit_circle',
-           'fit_limb', 'find_disk', 'Frame', 'per_second', 'show_frame', 'map_to_frame', 'frame_to_map', 'read_image',
-           'check_size', 'check_axes', 'measured', 'read_frame']
+           'fit_limb', 'find_disk', 'said_time', 'Frame', 'per_second', 'show_frame', 'map_to_frame', 'frame_to_map',
+           'read_image', 'check_size', 'check_axes', 'measured', 'read_frame']
 
 # %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #ee1a4f36
 from dataclasses import dataclass, field, replace
@@ -116,6 +116,11 @@ def find_disk(image,           # [H, W] picture of the full disk
     disk, _ = fit_limb(np.nan_to_num(np.asarray(image, np.float32)))
     return Disk(disk.x, disk.y, disk.radius / (get_channel(channel).limb if channel is not None else 1), disk.roll)
 
+# %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #5a1d7e01
+def said_time(time) -> str:    # a datetime, or NaT
+    "A moment in words; a picture from somewhere may not say when it was taken"
+    return 'time unknown' if time is None or time != time else f'{time:%Y-%m-%d %H:%M:%S}'
+
 # %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #687cf222
 @dataclass(eq=False)
 class Frame:
@@ -130,7 +135,7 @@ class Frame:
     @property
     def shape(self): return self.data.shape
     def __repr__(self):
-        return f'Frame({self.channel} {self.time:%Y-%m-%d %H:%M:%S}, {self.shape[1]} x {self.shape[0]} px, {self.unit}, radius {self.disk.radius:.1f} px)'
+        return f'Frame({self.channel} {said_time(self.time)}, {self.shape[1]} x {self.shape[0]} px, {self.unit}, radius {self.disk.radius:.1f} px)'
     def show(self, ax=None): return show_frame(self, ax)
     def to_map(self): return frame_to_map(self)
     @staticmethod
@@ -153,7 +158,7 @@ def show_frame(frame,      # a `Frame`
     ax = ax or plt.subplots(figsize=(5, 5))[1]
     frame = per_second(frame)
     ax.imshow(stretch(frame.data, frame.channel, frame.unit), cmap=get_channel(frame.channel).cmap, vmin=0, vmax=1)
-    ax.set(title=f'{frame.channel} · {frame.time:%Y-%m-%d %H:%M}', xticks=[], yticks=[])
+    ax.set(title=f'{frame.channel} · {said_time(frame.time)[:16]}', xticks=[], yticks=[])
     return ax
 
 # %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #8bbf7c6a
