@@ -283,6 +283,7 @@ class Curator:
         "What stands, in order: tile, who, label (None: skipped), when, how"
         rows = [(self.numbers[line['id']], line['who'], line.get('label'), line['when'], line.get('how', '')) for line in standing(self.lines)]
         table = pd.DataFrame(rows, columns=['tile', 'who', 'label', 'when', 'how'])
+        table['label'] = table.label.astype(object).where(table.label.notna(), None)
         return table[table.tile >= 0].reset_index(drop=True)
 
     @property
@@ -306,7 +307,7 @@ class Curator:
         p = self.head().probabilities(self.engine.embeddings.vectors)
         best = np.nan_to_num(p).argmax(axis=1)
         labels = np.where(self.measured, np.array(self.classes, object)[best], None)
-        return pd.DataFrame(dict(label=labels, probability=p[np.arange(len(p)), best], margin=margin(p)))
+        return pd.DataFrame(dict(label=pd.Series(labels, dtype=object), probability=p[np.arange(len(p)), best], margin=margin(p)))
 
     def suggest(self, n=10, by='mix', who=None, like=None, keep=None) -> np.ndarray: return suggest(self, n, by, who, like, keep)
     def agreement(self) -> pd.DataFrame: return agreement(self.votes)
