@@ -98,7 +98,7 @@ def for_many(engine):
     "The engine, for many who ask at once"
     many = copy(engine)
     many.index = Together(engine.index)
-    many.ask = lambda query, box=None: query if isinstance(query, Query) else engine.ask(query, box)
+    many.ask = lambda query, box=None, unlike=None: query if isinstance(query, Query) else engine.ask(query, box, unlike)
     return many
 
 # %% ../../nbs/module3_sunbird/n_serve.ipynb #e25dfd38
