@@ -5,6 +5,7 @@ import json
 import struct
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 
 import numpy as np
@@ -20,6 +21,13 @@ from search_sdo.search.engine import SearchEngine
 from search_sdo.search.serve import HEADERS, MOST, Guards, Served, Together, ask_known, create_app, docs_html, pair, read_box, read_k
 
 SIZE, TILE = 128, 16
+
+
+def run_alone(work):
+    "`asyncio.run` in a thread of its own: a browser of other tests may have a loop running in this one"
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +193,11 @@ def test_guards_stop_reading():
         taken += 1000
         return dict(type="http.request", body=bytes(1000), more_body=True)
     async def send_(message): sent.append(message)
-    asyncio.run(Guards(app, most=10_000)(dict(type="http", headers=[]), receive, send_))
+    run_alone(Guards(app, most=10_000)(dict(type="http", headers=[]), receive, send_))
     assert sent[0]["status"] == 413 and taken <= 11_000
     for length in (b"10001", b"-1", b"abc", b"1" * 400):
         sent.clear()
-        asyncio.run(Guards(app, most=10_000)(dict(type="http", headers=[(b"content-length", length)]), receive, send_))
+        run_alone(Guards(app, most=10_000)(dict(type="http", headers=[(b"content-length", length)]), receive, send_))
         assert sent[0]["status"] == 413
 
 
@@ -295,7 +303,7 @@ def test_many_clients_at_once_over_the_wire(engine):
     async def one(client, i): return (await client.get(f"/search?tile={i}&k=5")).json()
     async def all_of(url):
         async with httpx.AsyncClient(base_url=url, timeout=30, limits=httpx.Limits(max_connections=20)) as client: return await asyncio.gather(*(one(client, i) for i in range(100, 160)))
-    with Served(engine) as server: found = asyncio.run(all_of(server.url))
+    with Served(engine) as server: found = run_alone(all_of(server.url))
     for i, answer in enumerate(found, start=100):
         if "hits" in answer: assert [hit["tile"] for hit in answer["hits"]] == alone(engine, i, k=5).tile.tolist()
         else: assert "nothing was measured" in answer["error"]
