@@ -68,7 +68,7 @@ def send(client, data, name="x.png", **fields):
 def alone(engine, n, **how):
     "The engine's answer to the stored vector of a tile, asked by nobody else"
     plain = copy(engine)
-    plain.ask = lambda query, box=None: query
+    plain.ask = lambda query, box=None, unlike=None: query
     return plain.search(ask_known(engine, n), **how).table
 
 

@@ -96,7 +96,7 @@ def push(thing,              # `Encoder` or `SearchEngine`
     with tempfile.TemporaryDirectory() as folder, plainly(repo, revision):
         files = encoder_files(thing, folder, onnx) if kind == 'model' else engine_files(thing, frames)
         text = card or (encoder_card(thing) if kind == 'model' else engine_card(thing).replace('USER/NAME', repo))
-        api.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
+        if not api.repo_exists(repo, repo_type=kind): api.create_repo(repo, repo_type=kind, private=private)
         return send(api, repo, kind, files | {'README.md': text.encode()}, revision, message)
 
 # %% ../../nbs/module3_sunbird/o_hub.ipynb #072b77dd
