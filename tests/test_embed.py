@@ -201,3 +201,19 @@ def test_blocks_end_where_frames_end():
         assert [i for s in cut for i in range(s.start, s.stop)] == list(range(len(frames)))
         assert all(s.stop == len(frames) or frames[s.stop - 1] != frames[s.stop] for s in cut)
         assert all(s.stop - s.start >= at_least for s in cut[:-1])
+
+
+def test_workers_of_dask_make_the_same_bytes(tiles, encoder, whole, tmp_path):
+    distributed = pytest.importorskip("dask.distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
+        Embeddings.build(tiles, encoder, tmp_path, BATCH, client=client)
+    assert (tmp_path / "embeddings.npy").read_bytes() == whole
+
+
+def test_new_tiles_are_added_behind_those_that_are_there(package, tiles, encoder, whole, tmp_path):
+    first = tiles[(tiles.table.frame < 4).to_numpy()]
+    begun = Embeddings.build(first, encoder, tmp_path, BATCH)
+    before = np.array(begun.vectors)
+    grown = begun.add(tiles[(tiles.table.frame >= 4).to_numpy()], encoder)
+    assert len(grown) == len(tiles) and np.array_equal(grown.vectors[:len(before)], before, equal_nan=True)
+    assert (tmp_path / "embeddings.npy").read_bytes() == whole      # parts give what all at once gives
