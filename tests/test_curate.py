@@ -19,7 +19,7 @@ from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
 from search_sdo.packager.tiles import Tiles
 from search_sdo.search.curate import (
-    WAYS, Curator, balanced_accuracy, cohen_kappa, done_and_undone, fit_head, fleiss_kappa, margin, middle_and_scale, settled, standing)
+    WAYS, Curator, balanced_accuracy, cohen_kappa, fit_head, fleiss_kappa, middle_and_scale, settled)
 from search_sdo.search.labelled import append_line, merge_lines, place_of, plain_text, read_lines, tiles_at
 
 CLASSES = ["a", "b", "c"]

@@ -24,8 +24,8 @@ from search_sdo.packager.synthetic import SmallSun
 from search_sdo.search import page as page_module
 from search_sdo.search.engine import SearchEngine
 from search_sdo.search.explorer import (
-    Explorer, History, State, ask_window, check_filters, explore, find, fit_box, mark, nearest_frame, pack, random_view, selection)
-from search_sdo.search.page import CSS, ESM, WISHES, Page, Parts, app_command, app_environment, app_notebook, described, grant, serve_app, write_app
+    Explorer, History, State, ask_window, check_filters, explore, find, fit_box, mark, nearest_frame, random_view, selection)
+from search_sdo.search.page import CSS, ESM, WISHES, Page, Parts, app_command, app_environment, app_notebook, described, serve_app, write_app
 from search_sdo.search.pictures import as_html, coloured, png, sheet, thumbnail
 from search_sdo.search.upload import MAX_BYTES
 

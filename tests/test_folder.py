@@ -11,7 +11,6 @@ import pytest
 from search_sdo.models.encoder import Encoder, make_backbone
 from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
-from search_sdo.packager.tiles import Tiles
 from search_sdo.search.embed import alone, tile_keys
 from search_sdo.search.folder import FILES, grow_engine, ranges, read_engine, write_engine
 

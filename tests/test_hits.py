@@ -6,26 +6,17 @@ from urllib.parse import parse_qs, urlparse
 import numpy as np
 import pandas as pd
 import pytest
-from search_sdo.models.encoder import Encoder, make_backbone
+from engines import small_engine
 from search_sdo.packager.channels import CHANNELS
-from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
-from search_sdo.search.engine import SearchEngine
-from search_sdo.search.hits import covered, jsoc_query, place, plain, prepared
+from search_sdo.search.hits import covered, jsoc_query, place, plain
 
 SIZE, TILE = 128, 16
 SUN = SmallSun(seed=2)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    import torch
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = Encoder(make_backbone(widths=(8, 16), stem=2), size=TILE, unit="DN/s")
-    path = tmp_path_factory.mktemp("hits")
-    package = Package.build(SUN.frames(8, cadence="30h", size=SIZE), path / "package", size=SIZE)
-    return SearchEngine.build(package, encoder, path / "engine")
+def engine(tmp_path_factory): return small_engine(tmp_path_factory.mktemp("hits"), SUN.frames(8, cadence="30h", size=SIZE), SIZE, TILE)
 
 
 @pytest.fixture(scope="module")

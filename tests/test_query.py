@@ -2,9 +2,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from search_sdo.models.encoder import Encoder, make_backbone
+from engines import small_engine
 from search_sdo.packager.labels import boxed
-from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
 from search_sdo.search.embed import normalise
 from search_sdo.search.engine import SearchEngine
@@ -15,14 +14,7 @@ SUN = SmallSun(seed=2)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    import torch
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = Encoder(make_backbone(widths=(8, 16), stem=2), size=TILE, unit="DN/s")
-    path = tmp_path_factory.mktemp("query")
-    package = Package.build(SUN.frames(12, cadence="30h", size=SIZE), path / "package", size=SIZE)
-    return SearchEngine.build(package, encoder, path / "engine")
+def engine(tmp_path_factory): return small_engine(tmp_path_factory.mktemp("query"), SUN.frames(12, cadence="30h", size=SIZE), SIZE, TILE)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import struct
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from search_sdo.models.encoder import Encoder, make_backbone
 from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
 from search_sdo.search.engine import SearchEngine
-from search_sdo.search.serve import HEADERS, MOST, Guards, Served, Together, ask_known, create_app, docs_html, pair, read_box, read_k
+from search_sdo.search.serve import HEADERS, MOST, Guards, Served, Together, create_app, docs_html, pair, read_box, read_k
 
 SIZE, TILE = 128, 16
 
@@ -67,9 +66,7 @@ def send(client, data, name="x.png", **fields):
 
 def alone(engine, n, **how):
     "The engine's answer to the stored vector of a tile, asked by nobody else"
-    plain = copy(engine)
-    plain.ask = lambda query, box=None, unlike=None: query
-    return plain.search(ask_known(engine, n), **how).table
+    return engine.search(n, **how).table
 
 
 # ---- answers

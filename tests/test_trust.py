@@ -1,8 +1,7 @@
 "A claimed false alarm is one; what is no Sun is flagged, what is one is not"
 import numpy as np
-import pandas as pd
 import pytest
-from search_sdo.models.encoder import Encoder, make_backbone
+from engines import small_engine
 from search_sdo.packager.package import Package
 from search_sdo.packager.synthetic import SmallSun
 from search_sdo.search.embed import normalise
@@ -17,14 +16,7 @@ SUN = SmallSun(seed=3)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    import torch
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = Encoder(make_backbone(widths=(8, 16, 32), stem=2), size=TILE, unit="DN/s")
-    path = tmp_path_factory.mktemp("trust")
-    package = Package.build(SUN.frames(14, cadence="216h", size=SIZE), path / "package", size=SIZE)
-    return SearchEngine.build(package, encoder, path / "engine")
+def engine(tmp_path_factory): return small_engine(tmp_path_factory.mktemp("trust"), SUN.frames(14, cadence="216h", size=SIZE), SIZE, TILE, (8, 16, 32))
 
 
 def cloud(n=4000, seed=0):

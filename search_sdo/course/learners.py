@@ -38,7 +38,7 @@ def waits(error) -> bool:
     while error is not None:
         if isinstance(error, NotImplementedError) and 'Your turn' in str(error): return True
         error = error.__cause__ or error.__context__
-    return isinstance(error, NotImplementedError)
+    return False
 
 def play(path,         # of a generated lesson
          solve=True,   # fill in every answer; False: leave every exercise empty

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['log', 'DIRECTIVE', 'SHOWN', 'APART', 'is_skipped', 'run_notebook', 'state_of', 'run_into', 'run_all',
-           'is_for_readers', 'task_of', 'for_reader', 'new_markdown', 'plain_output', 'place_of', 'read_glossary',
-           'glossary_page', 'link_words', 'born_in', 'cell_text', 'annotation', 'parameters', 'call', 'entry',
-           'written_in', 'module_page', 'find_modules', 'page', 'find_notebooks', 'contents', 'write_site',
-           'library_index', 'write_pages', 'main']
+           'is_for_readers', 'task_of', 'for_reader', 'plain_output', 'place_of', 'read_glossary', 'glossary_page',
+           'link_words', 'born_in', 'cell_text', 'annotation', 'parameters', 'call', 'entry', 'written_in',
+           'module_page', 'find_modules', 'page', 'find_notebooks', 'contents', 'write_site', 'library_index',
+           'write_pages', 'main']
 
 # %% ../../nbs/course/c_site.ipynb #84b42d1f
 import ast, hashlib, inspect, json, logging, os, re
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import import_module
 from pathlib import Path
-from .lessons import find_root, plan, read_settings
+from .lessons import find_root, new_cell, plan, read_settings
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +88,7 @@ def for_reader(cell,     # of a notebook that was run
     shown = dict(cell_type='code', id=cell['id'], metadata={}, execution_count=None, outputs=[o for o in map(plain_output, cell['outputs']) if o], source=source)
     if not task: return [shown]
     shown['metadata'] = dict(tags=['hide-input'])
-    return [new_markdown(f':::{{admonition}} Your turn\n:class: tip\n{task[0].upper() + task[1:]}.\n:::', cell['id']), shown]
-
-def new_markdown(source, key) -> dict:
-    return dict(cell_type='markdown', id=hashlib.sha1(f'{key}|{source}'.encode()).hexdigest()[:8], metadata={}, source=source)
+    return [new_cell('markdown', asked := f':::{{admonition}} Your turn\n:class: tip\n{task[0].upper() + task[1:]}.\n:::', cell['id'], asked), shown]
 
 # %% ../../nbs/course/c_site.ipynb #53345a80
 SHOWN = 'text/html', 'image/png', 'image/svg+xml', 'text/markdown', 'text/plain'
@@ -229,7 +226,7 @@ def page(nb,        # notebook that was run
     for cell in cells:
         if cell['cell_type'] == 'markdown' and not cell['source'].startswith(':::'): cell['source'] = link_words(cell['source'], places, seen)
     given = [f'[`{name}`](#{module}.{name})' for module, names in born.items() for name in names]
-    if given: cells.append(new_markdown('**In the library:** ' + ' · '.join(given), 'born'))
+    if given: cells.append(new_cell('markdown', '**In the library:** ' + ' · '.join(given), 'born'))
     return json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=5), indent=1)
 
 def find_notebooks(root, settings) -> dict:    # notebook -> name of its page
@@ -241,7 +238,7 @@ def find_notebooks(root, settings) -> dict:    # notebook -> name of its page
 
 def contents(root, settings, pages) -> dict:    # name of a page -> Markdown
     "The page of each module of the course, and that of the machinery"
-    made, nbs = {}, Path(root) / settings['course']['nbs_path']
+    made = {}
     for module, found in plan(root, settings).items():
         names = [Path(dest).stem for _, dest in found]
         made[f'{module}/index'] = '\n'.join([f'# {settings[module]["title"]}', '', settings[module]['subtitle'], '', '```{toctree}', ':maxdepth: 1', *names, '```', ''])

@@ -9,14 +9,13 @@ __all__ = ['nearest_apart', 'SearchEngine']
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..models.encoder import Encoder
-from ..packager.channels import get_channel
 from ..packager.package import Package
 from ..packager.tiles import Tiles
 from .embed import normalise
-from .filters import apart_in_time, as_span, join_labels, may_answer, not_its_own, thinner
+from .filters import join_labels, may_answer, not_its_own, thinner
 from .folder import grow_engine, read_engine, tile_size, write_engine
 from .hits import Hits
-from .query import Query, ask, ask_box, ask_several, check_layer, check_picture, is_several
+from .query import Query, ask, ask_several, check_layer, is_several
 from .trust import Trust, some_rows
 
 # %% ../../nbs/module3_sunbird/03_search.ipynb #1fa6c706

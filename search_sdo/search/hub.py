@@ -26,7 +26,6 @@ def is_safe(name) -> bool:
     except ValueError: return False
 
 # %% ../../nbs/module3_sunbird/o_hub.ipynb #7ce32835
-import json
 import tempfile
 from contextlib import contextmanager
 from .. import __version__

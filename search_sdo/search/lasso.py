@@ -9,6 +9,7 @@ except ImportError as e: raise ImportError('the lasso needs anywidget: pip insta
 import base64, io
 import numpy as np
 from .paint import pictures
+from .pictures import encoded
 
 # %% ../../nbs/module3_sunbird/j_lasso.ipynb #6894cc28
 PAINT_JS = """
@@ -173,10 +174,7 @@ CSS = """
 def png(image,              # float [h, w, 3], 0..1
        ) -> bytes:
     "A picture as the bytes of a PNG file"
-    from PIL import Image
-    file = io.BytesIO()
-    Image.fromarray((255 * np.asarray(image)).round().astype(np.uint8)).save(file, 'png')
-    return file.getvalue()
+    return encoded((255 * np.asarray(image)).round().astype(np.uint8))
 
 def figure_png(figure) -> str:
     "A figure as PNG, in base64 as notebooks store it"

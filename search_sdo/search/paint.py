@@ -8,9 +8,10 @@ __all__ = ['MINIMA', 'cycle_phase', 'colour_names', 'colour_numbers', 'years', '
 # %% ../../nbs/module3_sunbird/j_lasso.ipynb #f23d9c5c
 import numpy as np, pandas as pd
 from ..packager.channels import get_channel, stretch
+from .filters import TURNS
 
 # %% ../../nbs/module3_sunbird/j_lasso.ipynb #ab7c05c3
-MINIMA = '1996-08-15', '2008-12-15', '2019-12-15', '2030-12-15'    # the last is expected
+MINIMA = '1996-08-15', *(date for date, turn in TURNS if turn == 'minimum'), '2030-12-15'    # the last is expected
 
 def cycle_phase(times,               # datetimes
                ) -> np.ndarray:      # float [n], 0 at a minimum of the solar cycle, towards 1 before the next

@@ -16,7 +16,7 @@ from ..packager.frame import Frame, read_frame
 from ..packager.package import cut
 from ..packager.tiles import read_tile
 from .embed import image_vectors, normalise, seen_as
-from .filters import as_span, not_its_own
+from .filters import apart, as_span
 from .query import Query, check_box
 from .regions import Layer, RegionHits, box_on_sphere, layer_of, overlap, window_means
 
@@ -136,14 +136,13 @@ def best_regions(scores,        # [n], NaN may not answer
                  shared=.2,     # more of two boxes' common area is too much
                 ) -> np.ndarray:    # positions, best first
     "The best boxes that are not about the same thing"
-    left, taken = np.where(np.isfinite(scores), scores, -np.inf), []
-    while len(taken) < k and (left > -np.inf).any():
-        best = int(left.argmax())
-        taken.append(best)
-        twin = (frames == frames[best]) & (overlap(boxes[best], boxes) > shared)
-        if spread is not None: twin |= np.abs(times - times[best]) < spread
-        left[twin], left[best] = -np.inf, -np.inf
-    return np.array(taken, dtype=int)
+    order = np.flatnonzero(np.isfinite(scores))
+    order = order[np.argsort(-scores[order], kind='stable')]
+    frames, boxes, times = frames[order], boxes[order], times[order]
+    def twins(i):
+        same = (frames == frames[i]) & (overlap(boxes[i], boxes) > shared)
+        return same if spread is None else same | (np.abs(times - times[i]) < spread)
+    return order[apart(len(order), k, twins)]
 
 # %% ../../nbs/module3_sunbird/04_scales.ipynb #9281b23f
 def asked_box(engine,       # `SearchEngine`
@@ -182,8 +181,7 @@ def prepared(embeddings):
 
 def allowed(engine, frame, exclude_within, filters):
     "bool [N], tiles that meet the filters and are not of the question's own moment"
-    table, asked = engine.tiles.table, Query(frame.data, 'box', frame.unit, frame.channel, pd.Timestamp(frame.time))
-    return engine.filter(**filters) & not_its_own(table, asked, exclude_within)
+    return engine.who(Query(frame.data, 'box', frame.unit, frame.channel, pd.Timestamp(frame.time)), exclude_within, **filters)
 
 # %% ../../nbs/module3_sunbird/04_scales.ipynb #7b83018f
 def region_looks(engine, frame, region) -> list:

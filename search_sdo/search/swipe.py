@@ -10,9 +10,9 @@ __all__ = ['SCRIPT', 'STYLE', 'WIDGET', 'png_address', 'in_degrees', 'caption', 
 from base64 import b64encode
 from functools import cached_property
 from html import escape
-import io
 import numpy as np
 from ..packager.channels import get_channel, stretch
+from .pictures import encoded
 
 # %% ../../nbs/module3_sunbird/l_swipe.ipynb #1ba986ea
 def png_address(image,        # [H, W] values as packaged, NaN where not measured
@@ -22,11 +22,8 @@ def png_address(image,        # [H, W] values as packaged, NaN where not measure
     "A picture in its channel's colours, as an address that holds it"
     import matplotlib
     import sunpy.visualization.colormaps
-    from PIL import Image
     colours = matplotlib.colormaps[get_channel(channel).cmap](np.nan_to_num(stretch(image, channel, unit)))
-    file = io.BytesIO()
-    Image.fromarray((colours[..., :3] * 255).round().astype(np.uint8)).save(file, 'png')
-    return 'data:image/png;base64,' + b64encode(file.getvalue()).decode()
+    return 'data:image/png;base64,' + b64encode(encoded((colours[..., :3] * 255).round().astype(np.uint8))).decode()
 
 def in_degrees(value, positive, negative) -> str:
     "Such as '12° west'"
