@@ -16,6 +16,7 @@ from conftest import ROOT
 SETTINGS = read_settings(ROOT)
 PLAN = [(path, dest) for lessons in plan(ROOT, SETTINGS).values() for path, dest in lessons]
 LESSONS = [dest for _, dest in PLAN]
+RECAPS = [f"{folder}/recap/{name}" for folder, name in (dest.split("/") for dest in LESSONS)]
 
 
 def code(source):
@@ -109,6 +110,7 @@ AUTHORED = [
     ("markdown", "## Turn 2 · More light (15 minutes)"),
     ("code", "#| exporti packager.moon\n#| exercise: nothing\ndef _moon(): return 0"),
     ("code", "#| gpu\nmu(2)"),
+    ("markdown", "## Retrospective\n- What stands out?\n- Who was silent?"),
     ("markdown", "The end"),
 ]
 
@@ -125,17 +127,23 @@ def authored(path, cells=AUTHORED):
     return path
 
 
+def copies(path, dest="module1_sunflowers/01_sun.ipynb", settings=SETTINGS, **given):
+    "The lesson, its recap, and what is said about it"
+    made, about = make_lesson(path, dest, settings, week=4, **given)
+    return nbformat.reads(made[dest], as_version=4), nbformat.reads(made[about["recap"]], as_version=4), about
+
+
 @pytest.fixture
 def lesson(tmp_path):
-    text, about = make_lesson(authored(tmp_path / "01_sun.ipynb"), "module1_sunflowers/01_sun.ipynb", SETTINGS, week=4)
-    return nbformat.reads(text, as_version=4), about
+    nb, _, about = copies(authored(tmp_path / "01_sun.ipynb"))
+    return nb, about
 
 
 def test_lesson_cells_in_order(lesson):
     sources = [c.source for c in lesson[0].cells]
     expected = ["[![Open In Colab]", "# The Sun", "%pip install", "from search_sdo.course.mob import Rota", "import math",
-                "## Turn 1", "def mu", "assert mu", "<details>", "from search_sdo.packager.sun import mu", "## Turn 2",
-                "def _moon", "<details>", "from search_sdo.packager.moon import _moon", "# needs a GPU", "The end"]
+                "## Turn 1", "def mu", "# Fails? Read Turn 1 again\nassert mu", "<details>", "from search_sdo.packager.sun import mu", "## Turn 2",
+                "def _moon", "<details>", "from search_sdo.packager.moon import _moon", "# needs a GPU", "## Retrospective", "from search_sdo.course.session import Retrospective", "The end"]
     assert [s[:len(e)] for s, e in zip(sources, expected)] == expected and len(sources) == len(expected)
 
 
@@ -154,15 +162,53 @@ def test_answer_is_the_authored_function(lesson):
 def test_install_cell_badge_and_rota_follow_the_settings(tmp_path):
     fork = read_settings(ROOT)
     fork["course"].update(user="my-group", repo="our-sun", branch="dev", team="Eva, Fay", minutes_per_turn="5")
-    text, _ = make_lesson(authored(tmp_path / "x.ipynb"), "module1_sunflowers/x.ipynb", fork, week=4)
-    sources = [c.source for c in nbformat.reads(text, as_version=4).cells]
+    nb, _, _ = copies(authored(tmp_path / "x.ipynb"), "module1_sunflowers/x.ipynb", fork)
+    sources = [c.source for c in nb.cells]
     assert "github/my-group/our-sun/blob/dev/module1_sunflowers/x.ipynb" in sources[0]
     assert "git+https://github.com/my-group/our-sun@dev" in sources[2]
     assert 'Rota(["Eva", "Fay"], week=4, turns=2, minutes=5)' in sources[3]
 
 
 def test_title_subtitle_and_minutes(lesson):
-    assert lesson[1] == dict(title="The Sun", subtitle="A function", minutes=40, path="module1_sunflowers/01_sun.ipynb")
+    assert lesson[1] == dict(title="The Sun", subtitle="A function", minutes=40, path="module1_sunflowers/01_sun.ipynb", recap="module1_sunflowers/recap/01_sun.ipynb")
+
+
+def test_turns_say_when_they_are_and_when_the_keyboard_moves(lesson):
+    turns = [c.source.split("\n") for c in lesson[0].cells if c.source.startswith("## Turn")]
+    assert turns == [["## Turn 1 · Light (25 minutes, rotate twice)", "*0:00 to 0:25 · drive 1, hand over at 0:12, drive 2*"],
+                     ["## Turn 2 · More light (15 minutes)", "*0:25 to 0:40 · drive 3*"]]
+
+
+def test_a_check_says_what_to_read_again_and_words_lead_to_the_glossary(tmp_path):
+    cells = [("markdown", "# Edges\n> At the limb"), ("markdown", "## Turn 2 · Rims (5 minutes)"), ("markdown", "The limb is a rim of a `disk`."),
+             ("code", "#| export a.b\n#| exercise: go\ndef f(): return 1"), ("code", "assert f() == 1"), ("code", "assert f()"), ("markdown", "Now plain."), ("code", "assert True")]
+    nb, recap, _ = copies(authored(tmp_path / "x.ipynb", cells), places=dict(limb="limb", disk="disk"))
+    sources = [c.source for c in nb.cells]
+    checks = [s for s in sources if "assert" in s]
+    assert checks == ["# Fails? Read Turn 2 again, and in the glossary: limb\nassert f() == 1", "# Fails? Read Turn 2 again, and in the glossary: limb\nassert f()", "assert True"]
+    assert "".join(sources).count("(https://github.com/search-sdo/search-sdo/blob/main/docs/glossary.md#limb)") == 1
+    assert [c.source for c in recap.cells if "assert" in c.source] == checks
+
+
+def test_an_exercise_shows_the_first_picture_that_it_leads_to(tmp_path):
+    (tmp_path / "small.jpg").write_bytes(b"picture")
+    path, show = authored(tmp_path / "x.ipynb"), lambda nb: [i for i, c in enumerate(nb.cells) if "data:image/jpeg;base64,cGljdHVyZQ==" in c.source]
+    for shown, expected in (("cell0007", ["def mu"]), ("cell0010", ["def _moon"]), ("cell0005", [])):     # the check; a GPU cell; a heading before
+        nb, recap, _ = copies(path, pictures={shown: tmp_path / "small.jpg"})
+        assert [nb.cells[i - 1].source[:len(e)] for i, e in zip(show(nb), expected, strict=True)] == expected and not show(recap)
+
+
+def test_the_card_asks_the_questions_of_the_lesson(lesson):
+    card = next(c.source for c in lesson[0].cells if "Retrospective([" in c.source)
+    assert card.splitlines()[2:] == ["Retrospective([", '    "What stands out?",', '    "Who was silent?",', "])"]
+
+
+def test_the_recap_has_headings_exercises_and_checks_only(tmp_path):
+    _, recap, _ = copies(authored(tmp_path / "01_sun.ipynb"))
+    sources = [c.source for c in recap.cells]
+    assert [s.splitlines()[0][:9] for s in sources] == ["[![Open I", "# The Sun", "%pip inst", "from sear", "import ma", "## Turn 1", "def mu(r,", "# Fails? ", "from sear",
+                                                        "## Turn 2", "def _moon", "from sear", "# needs a"]
+    assert "/module1_sunflowers/recap/01_sun.ipynb" in sources[0] and "Your turn: halve it" in sources[6]
 
 
 def test_faulty_exercise_names_the_notebook(tmp_path):
@@ -192,7 +238,7 @@ def test_inserting_a_cell_moves_no_other_id(tmp_path):
         for cell in nb["cells"]:
             cell["id"] = str(abs(hash("".join(cell["source"]))))[:8]  # an id that stays with its cell
         path.write_text(json.dumps(nb))
-        ids.append({c["id"] for c in json.loads(make_lesson(path, "m/x.ipynb", SETTINGS)[0])["cells"]})
+        ids.append({c["id"] for c in copies(path, "m/x.ipynb")[0].cells})
     assert len(ids[1] - ids[0]) == 1 and not ids[0] - ids[1]
 
 
@@ -222,7 +268,7 @@ def test_every_module_has_lessons():
     assert {dest.split("/")[0] for dest in LESSONS} == set(modules(SETTINGS))
 
 
-@pytest.mark.parametrize("dest", LESSONS)
+@pytest.mark.parametrize("dest", LESSONS + RECAPS)
 def test_lesson_is_valid_and_compiles(dest):
     nb = nbformat.read(ROOT / dest, as_version=4)
     nbformat.validate(nb)
@@ -232,14 +278,14 @@ def test_lesson_is_valid_and_compiles(dest):
             compile(code(cell.source), f"{dest} {cell.id}", "exec")
 
 
-@pytest.mark.parametrize("dest", LESSONS)
+@pytest.mark.parametrize("dest", LESSONS + RECAPS)
 def test_badge_points_to_the_lesson_itself(dest):
     badge = nbformat.read(ROOT / dest, as_version=4).cells[0].source
     course = SETTINGS["course"]
     assert f"/github/{course['user']}/{course['repo']}/blob/{course['branch']}/{dest})" in badge
 
 
-@pytest.mark.parametrize("dest", LESSONS)
+@pytest.mark.parametrize("dest", LESSONS + RECAPS)
 def test_ways_on_import_what_the_library_has(dest):
     ways = [c.source for c in nbformat.read(ROOT / dest, as_version=4).cells if "# go on with the library's version" in c.source]
     for way in ways:
@@ -261,4 +307,4 @@ def test_readmes_list_every_lesson():
     files = make_files(ROOT)
     for dest in LESSONS:
         folder, name = dest.split("/")
-        assert f"]({name})" in files[f"{folder}/README.md"]
+        assert f"]({name})" in files[f"{folder}/README.md"] and f"](recap/{name})" in files[f"{folder}/README.md"]
