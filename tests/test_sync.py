@@ -38,6 +38,7 @@ def synced(root, tmp_path_factory):
         shutil.copytree(root / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for name in ("pyproject.toml", "settings.ini"):
         shutil.copy(root / name, copy / name)
+    shutil.copytree(root / "docs", copy / "docs", ignore=shutil.ignore_patterns("_src", "_build", "_cache"))   # the glossary and small pictures
     keep = {copy / "search_sdo/__init__.py", copy / "search_sdo/course/export.py"}  # nbdev itself imports the latter
     for path in (copy / "search_sdo").rglob("*.py"):
         if path not in keep:

@@ -40,7 +40,7 @@ def solved(cells) -> list:
 def fault_in(cell) -> str:
     "The error that a cell ended in; empty if there was none"
     found = [o for o in cell.get('outputs', ()) if o['output_type'] == 'error']
-    return '\n'.join(found[-1]['traceback']) if found else ''
+    return re.sub(r'\x1b\[[\d;]*m', '', '\n'.join(found[-1]['traceback'])) if found else ''    # without its colours
 
 def waits(fault) -> bool:
     "Did a cell fail because an exercise before it is still empty?"
@@ -58,7 +58,8 @@ def run_cells(cells,     # of a notebook
     import nbformat
     from nbclient import NotebookClient
     nb = nbformat.from_dict(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5))
-    NotebookClient(nb, timeout=None, allow_errors=True, kernel_name='python3', resources=dict(metadata=dict(path=str(folder)))).execute()
+    here = dict(metadata=dict(path=str(folder)))
+    NotebookClient(nb, timeout=None, allow_errors=True, kernel_name='python3', extra_arguments=['--log-level=40'], resources=here).execute()
     return nb.cells
 
 # %% ../../nbs/course/e_learners.ipynb #2b37f435
