@@ -1,7 +1,8 @@
-# make demo | test | lab | sync | docs | lessons | bench      Needs Python 3.11 or newer and make; the rest goes into .venv.
+# make demo | test | lab | sync | docs | lessons | colab | bench      Needs Python 3.11 or newer and make; the rest goes into .venv.
 #   make test PYTHON=python3.12              another Python
 #   make demo ARGS="--frames FOLDER"         the demo on your own frames
 #   make test ARGS="-k mob"                  some of the tests
+#   make lab ARGS=module1_sunflowers         the lessons as a learner plays them, instead of the source
 #   make bench ARGS="--quick" DATA=FOLDER    measurements; DATA is the folder of real observations
 
 # Threads that wait for each other sleep instead of spinning: far kinder to machines with little to spare.
@@ -19,10 +20,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
             "$$p" -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab sync docs lessons bench
+.PHONY: help demo test lab sync docs lessons colab bench
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,6s/^# //p' Makefile
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found. Install one, or name it: make PYTHON=/path/to/python3"; exit 1; }
@@ -40,7 +41,7 @@ test: $(STAMP)
 	@OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup $(ARGS)
 
 lab: $(STAMP)
-	@"$(BIN)/jupyter-lab" nbs $(ARGS)
+	@"$(BIN)/jupyter-lab" $(or $(ARGS),nbs)
 
 # The library and the lessons are made from nbs/, always all of them, always the same.
 sync: $(STAMP)
@@ -49,16 +50,21 @@ sync: $(STAMP)
 	@"$(BIN)/python" -m search_sdo.course.lessons
 	@touch "$(STAMP)"    # nbdev writes pyproject.toml again, unchanged
 
-# Runs every notebook once (kept in docs/_cache), then lays out the pages: docs/_build/index.html
+# Runs every notebook once (kept in docs/_cache), lays out the pages, reads them once more: docs/_build/index.html
 docs: $(STAMP)
 	@"$(BIN)/python" -m pip install --quiet --editable '.[docs]'
 	@OMP_NUM_THREADS=1 "$(BIN)/python" -m search_sdo.course.site
 	@"$(BIN)/python" -m sphinx -q -W --keep-going -b html -c docs docs/_src docs/_build
+	@"$(BIN)/python" -m search_sdo.course.proof
 	@echo "The site is in docs/_build/index.html"
 
 # Plays every learners' lesson twice, solved and with its exercises left empty; make lessons ARGS=02_index for one
 lessons: $(STAMP)
 	@"$(BIN)/python" -m search_sdo.course.learners $(ARGS)
+
+# The same with Google Colab's Python and packages, and a check that installing the library moves none of them
+colab:
+	@bash tests/colab.sh $(ARGS)
 
 bench: $(STAMP)
 	@set -e; for script in $(filter-out bench/measure.py bench/encoders.py,$(wildcard bench/*.py)); do echo "== $$script"; "$(BIN)/python" "$$script" $(if $(DATA),--data "$(DATA)") $(ARGS); done

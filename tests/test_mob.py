@@ -1,8 +1,14 @@
 """The rota is fair, and its clock works in a browser without Python."""
+import json
+import os
+import socket
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 
+from conftest import ROOT
 from search_sdo.course.session import Retrospective, Session, session_notes
 from search_sdo.course.mob import Rota, check_names, coauthors, rota, turn_minutes
 
@@ -160,3 +166,42 @@ def test_a_session_survives_and_a_stranger_is_refused(tmp_path):
     assert "- a < b (Ben)" in session_notes(again)
     with pytest.raises(ValueError, match="who='Eve': not here tonight"):
         again.drive("Eve")
+
+
+# in JupyterLab, with a kernel that does something else
+
+@pytest.fixture
+def lab(tmp_path):
+    "The address of a JupyterLab with one notebook: a rota, a card, and a cell that never ends"
+    cells = ["from search_sdo.course.mob import Rota\nRota('Ada, Ben', turns=2, minutes=7)", "import time\nwhile True: sum(range(100_000))"]
+    cells = [dict(cell_type="code", id=f"c{i}", metadata={}, source=source, outputs=[], execution_count=None) for i, source in enumerate(cells)]
+    kernel = dict(name="python3", display_name="Python 3", language="python")
+    (tmp_path / "mob.ipynb").write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = [f"--port={port}", "--ip=127.0.0.1", "--no-browser", "--allow-root", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"]
+    with subprocess.Popen([sys.executable, "-m", "jupyterlab", *settings], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | dict(PYTHONPATH=str(ROOT))) as server:
+        yield f"http://127.0.0.1:{port}/lab/tree/mob.ipynb"
+        server.terminate()
+
+
+def test_the_clock_runs_and_hands_over_while_the_kernel_is_busy(lab, browser):
+    page = browser.new_page()
+    for _ in range(240):                                # until the server is up
+        try:
+            page.goto(lab)
+            break
+        except Exception:
+            page.wait_for_timeout(500)
+    page.locator(".jp-Cell .cm-content").first.click(timeout=120_000)
+    for _ in range(2):                                  # run a cell and go to the next
+        page.keyboard.press("Shift+Enter")
+    page.locator(".sdo-rota .go").wait_for(timeout=120_000)
+    page.get_by_text("[*]:").last.wait_for(timeout=120_000)    # the second cell runs, and goes on running
+    page.locator(".sdo-rota .go").click()
+    page.wait_for_function("document.querySelector('.sdo-rota .clock').textContent <= '6:58'", timeout=60_000)
+    page.locator(".sdo-rota .next").click()
+    assert page.locator(".sdo-rota tr.now").inner_text().split() == ["2", "Ben", "Ada"]
+    assert page.get_by_text("[*]:").count() >= 1
+    page.close()
