@@ -37,9 +37,11 @@ def engine_of(name, data, folder):
 
 
 def largest(table, kind=None):
-    "The row of the largest labelled thing near the middle of the disk"
-    table = table[table.mu.gt(.8)] if "mu" in table else table
-    return table.loc[(table.area_msh if kind is None else (table.x1 - table.x0) * (table.y1 - table.y0)).idxmax()]
+    "The row of the largest active region near the middle of the disk, or of the largest box of a kind"
+    if kind is None:
+        return table.loc[table[table.mu > .8].area_msh.idxmax()]
+    table = table[table.kind.eq(kind) & table.x0.notna()]
+    return table.loc[((table.x1 - table.x0) * (table.y1 - table.y0)).idxmax()]
 
 
 def box_at(x, y, half):
@@ -80,7 +82,7 @@ def boxes(data, folder, name, kind, **more):
     "The largest box of a kind that people drew, and what is like it on other dates"
     engine = engine_of(name, data, folder)
     drawn = pd.read_csv(data / "deepsdo/regions.csv")
-    one = largest(drawn[drawn.kind.eq(kind) & drawn.x0.notna()], kind)
+    one = largest(drawn, kind)
     keep(engine.search_region(data / "deepsdo/images" / one.file, tuple(one[["x0", "y0", "x1", "y1"]]), k=7, exclude_within="27 days", **more).show(), kind)
 
 

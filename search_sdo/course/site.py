@@ -12,7 +12,7 @@ import json, logging, re
 from pathlib import Path
 from .glossary import link_words, place_of, read_glossary
 from .lessons import describe, find_root, new_cell, plan, read_settings
-from .reference import find_modules, library_index, module_page
+from .reference import find_modules, label, library_index, module_page
 from .run import run_all
 from .thumbnails import write_thumbnails
 
@@ -63,7 +63,7 @@ def page(nb,        # notebook that was run
     seen, cells = set(), [c for cell in nb['cells'] if is_for_readers(cell) for c in for_reader(cell)]
     for cell in cells:
         if cell['cell_type'] == 'markdown' and not cell['source'].startswith(':::'): cell['source'] = link_words(cell['source'], places, seen, '#word-')
-    given = [f'[`{name}`](#{module}.{name})' for module, names in born.items() for name in names]
+    given = [f'[`{name}`](#{label(module, name)})' for module, names in born.items() for name in names]
     if given: cells.append(new_cell('markdown', '**In the library:** ' + ' · '.join(given), 'born'))
     return json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=5), indent=1)
 
@@ -123,7 +123,7 @@ def library_pages(library,  # folder of the exported library
 # %% ../../nbs/course/c_site.ipynb #a4007fba
 def by_hand(docs) -> list:    # of paths, relative to `docs`
     "The hand-written pages and their pictures"
-    found = [p.relative_to(docs) for p in sorted(docs.rglob('*')) if p.is_file() and p.name != 'conf.py']
+    found = [p.relative_to(docs) for p in sorted(docs.rglob('*')) if p.is_file() and p.suffix != '.py']
     return [p for p in found if not any(part[0] in '_.' for part in p.parts)]
 
 # %% ../../nbs/course/c_site.ipynb #4fc40d43
