@@ -74,8 +74,8 @@ def active_regions(data, folder):
 
 
 def atlas(engine):
-    "Every tile of the archive, coloured by its distance from the middle of the disk"
-    keep(engine.atlas(sample=3000, seed=0).show(color="mu"), "atlas")
+    "Every tile of the archive, similar ones together; a tile that lies there stands for each part of the map"
+    keep(engine.atlas(sample=5000, seed=0).show(), "atlas")
 
 
 def boxes(data, folder, name, kind, **more):

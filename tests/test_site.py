@@ -1,4 +1,6 @@
 """The site: pages from notebooks, the library's pages, and words that lead to the glossary. Sphinx itself runs in `make docs`."""
+import importlib
+import inspect
 import json
 import re
 
@@ -81,3 +83,23 @@ def test_every_notebook_has_a_page_and_lessons_keep_their_address():
     assert len(set(pages.values())) == len(pages)
     assert pages[ROOT / "nbs/course/00_welcome.ipynb"] == "module1_sunflowers/00_welcome"
     assert (ROOT / f"{pages[ROOT / 'nbs/module3_sunbird/02_index.ipynb']}.ipynb").exists()
+
+
+def undocumented(module):
+    "Public functions, classes and methods of a module without a word about them"
+    code = importlib.import_module(module)
+    for name in code.__all__:
+        symbol = getattr(code, name)
+        if not (inspect.isfunction(symbol) or inspect.isclass(symbol)) or symbol.__module__ != module:
+            continue
+        if not inspect.getdoc(symbol) or inspect.isclass(symbol) and not symbol.__doc__:
+            yield name
+        for key in vars(symbol) if inspect.isclass(symbol) else ():
+            method = getattr(symbol, key)
+            if key[0] != "_" and (callable(method) or isinstance(method, property)) and not inspect.getdoc(method):
+                yield f"{name}.{key}"
+
+
+def test_every_public_name_is_documented():
+    missing = {module: found for module in site.find_modules(ROOT / "search_sdo") if (found := list(undocumented(module)))}
+    assert not missing, "\n".join(f"{module}: no docstring for {', '.join(found)}" for module, found in missing.items())
