@@ -13,7 +13,6 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 from search_sdo.packager.calibrate import harmonise
