@@ -1911,6 +1911,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'search_sdo/packager/synthetic.py'),
                                                'search_sdo.packager.synthetic.SmallSun.truth': ( 'module1_sunflowers/a_small_sun.html#smallsun.truth',
                                                                                                  'search_sdo/packager/synthetic.py'),
+                                               'search_sdo.packager.synthetic._light': ( 'module1_sunflowers/a_small_sun.html#_light',
+                                                                                         'search_sdo/packager/synthetic.py'),
                                                'search_sdo.packager.synthetic.arches': ( 'module1_sunflowers/a_small_sun.html#arches',
                                                                                          'search_sdo/packager/synthetic.py'),
                                                'search_sdo.packager.synthetic.births': ( 'module1_sunflowers/a_small_sun.html#births',
