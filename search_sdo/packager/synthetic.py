@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'sun_plane', 'surface', 'direction', 'rotation_rate', 'noise_box', 'grain', 'quiet_light', 'corona',
            'Feature', 'births', 'give_way', 'own_map', 'coverage', 'paint', 'arches', 'fans', 'in_space', 'splat',
-           'loops', 'expose', 'share_of', 'name_tiles', 'SmallSun', 'days', 'draw', 'truth', 'label']
+           'loops', 'expose', 'share_of', 'name_tiles', 'days', 'draw', 'truth', 'label', 'SmallSun']
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #24eab82c
 from dataclasses import dataclass, replace
@@ -271,6 +271,53 @@ def name_tiles(x, y, box, features, day):    # x, y: solar radii [tiles, points]
     return np.select([sky == 1, sky > .07, share('active_region') >= .3, share('filament') >= .15, share('coronal_hole') >= .6],
                      ['off_disk', 'limb', 'active_region', 'filament', 'coronal_hole'], 'quiet_sun')
 
+# %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #9894e74c
+def days(time):
+    "Days since 2010"
+    return (pd.Timestamp(time) - pd.Timestamp('2010-01-01')) / pd.Timedelta('1D')
+
+# %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #3d4c002f
+def _light(sun, shape, disk, day):
+    "Light of a small Sun, DN/s, before a camera sees it"
+    x, y = sun_plane(shape, disk)
+    r, light, alive = np.hypot(x, y), np.zeros(shape), sun.features(day)
+    on, near = r < 1.03, (r > .9) & (r < 1.7)
+    lon, lat, mu = surface(x[on], y[on])
+    patches, specks = grain(sun.box, lon, lat, day)
+    ground, arrows = quiet_light(patches, specks, lat, mu), direction(lon, lat)
+    for f in alive: paint(ground, f, lon, lat, day, patches, specks, arrows)
+    light[near] = corona(x[near], y[near], sun.box, day)
+    light[on] += ground * (1 + .7 * (1 - mu) ** 2) * np.clip((1.015 - r[on]) * disk.radius + .5, 0, 1)
+    return light + loops(shape, disk, [f for f in alive if f.kind == 'active_region'], day)
+
+def draw(sun, time, size=256, disk=None):    # a `SmallSun`, UTC, px, a `Disk` or None for the middle
+    "A `Frame` of a small Sun"
+    day, disk = days(time), disk or Disk((size - 1) / 2, (size - 1) / 2, .4 * size)
+    light, rng = _light(sun, (size, size), disk, day), np.random.default_rng([sun.seed, int(day * 86400) % 2 ** 40])
+    data = expose(light, rng, sun.gaps) if sun.noise else light.astype(np.float32)
+    return Frame(data, pd.Timestamp(time).to_pydatetime(), '171', disk, 'DN/s', dict(source=repr(sun), b0=0., exptime=2.))
+
+# %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #5aead667
+def truth(sun, time):    # a `SmallSun`, UTC
+    "What there is on the Sun: id, kind, lon, lat, radius (degrees) and strength, far side included"
+    day = days(time)
+    rows = [(f.id, f.kind, f.lon_at(day), f.lat, f.radius, f.power(day)) for f in sun.features(day)]
+    return pd.DataFrame(rows, columns=['id', 'kind', 'lon', 'lat', 'radius', 'strength'])
+
+# %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #cae04f4d
+def label(sun, tiles, size=None):    # a `Tiles`, or its table together with the frame's size in px
+    "Class of each tile: active_region, coronal_hole, filament, quiet_sun, limb or off_disk; disk radius 0.4 × size"
+    table, size = getattr(tiles, 'table', tiles), size or tiles.package.size
+    within = (np.arange(5) + .5) / 5
+    side = np.asarray(table['size'] * table.get('scale', 1), float)[:, None]
+    at = lambda corner: (np.asarray(corner, float)[:, None] + within * side - size / 2) / (.4 * size)
+    x, y = np.broadcast_arrays(at(table['col'])[:, None, :], -at(table['row'])[:, :, None])
+    x, y, found = x.reshape(-1, 25), y.reshape(-1, 25), np.empty(len(table), object)
+    for time, rows in table.groupby('time').indices.items():
+        day = days(time)
+        found[rows] = name_tiles(x[rows], y[rows], sun.box, sun.features(day), day)
+    return pd.Series(found.astype(str), index=table.index, name='label')
+
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #432a3d12
 class SmallSun:
     "A Sun with known truth, at 171 Å, seen from above its equator (B0 = 0); the same seed always gives the same Sun"
@@ -293,46 +340,3 @@ class SmallSun:
         return [self.frame(t, size, disk) for t in pd.date_range(start, periods=n, freq=cadence)]
     def truth(self, time): return truth(self, time)
     def label(self, tiles, size=None): return label(self, tiles, size)
-
-# %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #59bd370d
-def days(time):
-    "Days since 2010"
-    return (pd.Timestamp(time) - pd.Timestamp('2010-01-01')) / pd.Timedelta('1D')
-
-def draw(sun, time, size=256, disk=None):    # a `SmallSun`, UTC, px, a `Disk` or None for the middle
-    "A `Frame` of a small Sun"
-    day, shape = days(time), (size, size)
-    disk = disk or Disk((size - 1) / 2, (size - 1) / 2, .4 * size)
-    x, y = sun_plane(shape, disk)
-    r, light, alive = np.hypot(x, y), np.zeros(shape), sun.features(day)
-    on, near = r < 1.03, (r > .9) & (r < 1.7)
-    lon, lat, mu = surface(x[on], y[on])
-    patches, specks = grain(sun.box, lon, lat, day)
-    ground, arrows = quiet_light(patches, specks, lat, mu), direction(lon, lat)
-    for f in alive: paint(ground, f, lon, lat, day, patches, specks, arrows)
-    light[near] = corona(x[near], y[near], sun.box, day)
-    light[on] += ground * (1 + .7 * (1 - mu) ** 2) * np.clip((1.015 - r[on]) * disk.radius + .5, 0, 1)
-    light += loops(shape, disk, [f for f in alive if f.kind == 'active_region'], day)
-    rng = np.random.default_rng([sun.seed, int(day * 86400) % 2 ** 40])
-    data = expose(light, rng, sun.gaps) if sun.noise else light.astype(np.float32)
-    return Frame(data, pd.Timestamp(time).to_pydatetime(), '171', disk, 'DN/s', dict(source=repr(sun), b0=0., exptime=2.))
-
-# %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #5aead667
-def truth(sun, time):    # a `SmallSun`, UTC
-    "What there is on the Sun: id, kind, lon, lat, radius (degrees) and strength, far side included"
-    day = days(time)
-    rows = [(f.id, f.kind, f.lon_at(day), f.lat, f.radius, f.power(day)) for f in sun.features(day)]
-    return pd.DataFrame(rows, columns=['id', 'kind', 'lon', 'lat', 'radius', 'strength'])
-
-def label(sun, tiles, size=None):    # a `Tiles`, or its table together with the frame's size in px
-    "Class of each tile: active_region, coronal_hole, filament, quiet_sun, limb or off_disk; disk radius 0.4 × size"
-    table, size = getattr(tiles, 'table', tiles), size or tiles.package.size
-    within = (np.arange(5) + .5) / 5
-    side = np.asarray(table['size'] * table.get('scale', 1), float)[:, None]
-    at = lambda corner: (np.asarray(corner, float)[:, None] + within * side - size / 2) / (.4 * size)
-    x, y = np.broadcast_arrays(at(table['col'])[:, None, :], -at(table['row'])[:, :, None])
-    x, y, found = x.reshape(-1, 25), y.reshape(-1, 25), np.empty(len(table), object)
-    for time, rows in table.groupby('time').indices.items():
-        day = days(time)
-        found[rows] = name_tiles(x[rows], y[rows], sun.box, sun.features(day), day)
-    return pd.Series(found.astype(str), index=table.index, name='label')

@@ -11,7 +11,8 @@ import re
 import warnings
 import numpy as np, pandas as pd
 from ..packager.channels import get_channel
-from ..packager.frame import Disk, Frame, _number, _readable, _values, channel_from_name, fit_limb, measured, read_image, time_from_name
+from ..packager.frame import Disk, Frame, channel_from_name, fit_limb, measured, time_from_name
+from ..packager.formats import number, read_image, readable, values
 from .query import Query, ask_box, check_box
 
 # %% ../../nbs/module3_sunbird/i_upload.ipynb #40842cbd
@@ -85,7 +86,7 @@ def open_fits(data: bytes, max_pixels: int = MAX_PIXELS) -> Frame:
         images = [u for u in units if u.is_image and u.header.get('NAXIS', 0) >= 2]
         if not images: raise ValueError('no image in any of its units')
         check_pixels(images[0].shape, max_pixels)
-        return Frame.from_map(sunpy.map.Map(_values(images[0])[::-1], _readable(images[0].header)))
+        return Frame.from_map(sunpy.map.Map(values(images[0])[::-1], readable(images[0].header)))
 
 # %% ../../nbs/module3_sunbird/i_upload.ipynb #1d1ad183
 def jp2_boxes(data: bytes,
@@ -112,7 +113,7 @@ def jp2_header(data: bytes) -> dict:     # empty where there is none
     try: root = ElementTree.fromstring(text.strip(b'\0 \r\n'))
     except ElementTree.ParseError as e: raise ValueError(f'the XML of its header is damaged ({e})') from None
     words = {e.tag.upper(): e.text.strip() for e in root.iter() if len(e) == 0 and e.text and e.text.strip()}
-    return {k: _number(v) for k, v in words.items() if k not in ('COMMENT', 'HISTORY')}
+    return {k: number(v) for k, v in words.items() if k not in ('COMMENT', 'HISTORY')}
 
 # %% ../../nbs/module3_sunbird/i_upload.ipynb #ab6e2fde
 def open_picture(data: bytes,
