@@ -8,8 +8,8 @@ __all__ = ['census', 'farthest_plain', 'neighbour_distance', 'share_out', 'draw_
 
 # %% ../../nbs/module2_sunshine/07_diverse.ipynb #aad68202
 from bisect import bisect_right
-from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
@@ -19,7 +19,8 @@ from .encoder import Encoder
 from .farthest import farthest_points, open_rows, rows_to_choose
 from .material import load_material, training_tiles
 from .rounds import cluster_levels, embed_places, save_rounds
-from .train import METHODS, build, new_encoder
+from .settings import build, new_encoder, plain
+from .train import METHODS
 from .views import Recipe, two_views
 
 # %% ../../nbs/module2_sunshine/07_diverse.ipynb #d4b39bb9
@@ -158,6 +159,23 @@ class Rounds:
         self.step += steps
         self.log.append(dict(round=len(self.log), chosen=len(self.chosen), steps=self.step, loss=loss, collapse_level=collapse_level(features), effective_rank=effective_rank(features)))
 
+# %% ../../nbs/module2_sunshine/07_diverse.ipynb #7e9d66b0
+def _go_round(s) -> Encoder:    # namespace with the arguments of `iterate`
+    "Set up, go round, save"
+    if s.method not in METHODS: raise ValueError(f'method: {s.method!r} is not known; choose from {", ".join(METHODS)}')
+    settings = {name: plain(value) for name, value in vars(s).items() if name not in ('package', 'out', 'keep', 'device')}
+    tiles = training_tiles(s.package, s.tile, s.before, s.channel, s.scale)
+    rows_to_choose(len(tiles), s.rounds * s.picks, s.keep, [])
+    frames, places, sky = load_material(s.package, tiles, s.channel, s.scale)
+    with torch.random.fork_rng():
+        torch.manual_seed(s.seed)
+        encoder = new_encoder(s.package, tiles, s.channel, s.backbone, None, settings)
+        model = build(s.method, dict(backbone=encoder.backbone), METHODS).to(s.device)
+        loop = Rounds(model, frames.to(s.device), places, s.keep, s.lr, s.seed, size=s.tile, recipe=s.recipe, scale=s.scale, sky=sky)
+        for _ in range(s.rounds): loop.turn(s.how, s.picks, s.steps, s.rounds * s.steps, s.batch_size)
+    save_rounds(encoder, tiles, loop, Path(s.out))
+    return encoder
+
 # %% ../../nbs/module2_sunshine/07_diverse.ipynb #9182088b
 def iterate(package,                   # a `Package`
             out,                       # folder for the encoder and what belongs to it
@@ -179,16 +197,4 @@ def iterate(package,                   # a `Package`
             device='cpu',              # or "cuda"
            ) -> Encoder:
     "Choose tiles with the encoder that is being trained; writes encoder, chosen.parquet and rounds.csv into `out`"
-    if method not in METHODS: raise ValueError(f'method: {method!r} is not known; choose from {", ".join(METHODS)}')
-    settings = dict(method=method, rounds=rounds, picks=picks, how=how, steps=steps, tile=tile, seed=seed, batch_size=batch_size, backbone=backbone, before=before and str(before), channel=channel, lr=lr, recipe=asdict(recipe), scale=scale)
-    tiles = training_tiles(package, tile, before, channel, scale)
-    rows_to_choose(len(tiles), rounds * picks, keep, [])
-    frames, places, sky = load_material(package, tiles, channel, scale)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        encoder = new_encoder(package, tiles, channel, backbone, None, settings)
-        model = build(method, dict(backbone=encoder.backbone), METHODS).to(device)
-        loop = Rounds(model, frames.to(device), places, keep, lr, seed, size=tile, recipe=recipe, scale=scale, sky=sky)
-        for _ in range(rounds): loop.turn(how, picks, steps, rounds * steps, batch_size)
-    save_rounds(encoder, tiles, loop, Path(out))
-    return encoder
+    return _go_round(SimpleNamespace(**locals()))

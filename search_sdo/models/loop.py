@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['log', 'choose_precision', 'Diverged', 'mean_loss', 'Watch', 'quiet_lightning', 'fit', 'turn', 'close_logger',
-           'plot_training']
+           'plot_training', 'finish_run']
 
 # %% ../../nbs/module2_sunshine/g_loop.ipynb #2a409c33
 from contextlib import contextmanager
 from pathlib import Path
-import logging, signal, time, warnings
+import datetime, logging, signal, time, warnings
 import lightning as L
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 from .checkpoint import SafeCheckpoints, read_checkpoint
 from .parallel import SyncNorms
-from .runs import add_row, cut_rows, make_loggers
+from .runs import add_row, cut_rows, make_loggers, read_run, write_run
 
 log = logging.getLogger(__name__)
 
@@ -149,10 +149,25 @@ def plot_training(metrics,        # path of metrics.csv
     left, middle, right = fig.subplots(1, 3)
     left.plot(loss.step, loss.loss, color='0.75', lw=1)
     left.plot(loss.step, loss.loss.rolling(9, min_periods=1, center=True).mean(), color='tab:orange')
-    left.set(xlabel='step', title='Loss')
+    left.set(xlabel='step', ylabel='loss', title='Loss')
     middle.plot(health.step, health.collapse_level, 'o-', ms=3, color='tab:red')
-    middle.set(xlabel='step', ylim=(-.02, 1.02), title='Collapse level (0 good, 1 collapsed)')
+    middle.set(xlabel='step', ylabel='collapse level', ylim=(-.02, 1.02), title='Collapse level (0 good, 1 collapsed)')
     right.plot(health.step, health.effective_rank, 'o-', ms=3, color='tab:blue')
-    right.set(xlabel='step', ylim=(0, None), title='Effective rank (directions in use)')
+    right.set(xlabel='step', ylabel='directions', ylim=(0, None), title='Effective rank (directions in use)')
     fig.suptitle(title)
     return fig
+
+# %% ../../nbs/module2_sunshine/g_loop.ipynb #86fb48c3
+def finish_run(encoder,     # an `Encoder`, trained
+               run,         # a `models.train.Run`
+               trainer,     # of `fit`
+               out,         # the run's folder
+               facts):      # that run.json began with
+    "Write the encoder, the picture, and last of all that the run is finished"
+    encoder.backbone.cpu().eval()
+    encoder.save(out)
+    plot_training(out / 'metrics.csv', f'{facts["settings"]["method"]}, {facts["frames"]} frames, {facts["tiles"]} places').savefig(out / 'training.png', dpi=110)
+    now, done = datetime.datetime.now(), read_run(out / 'run.json')
+    facts = facts | dict(started=done['started'], finished=f'{now:%Y-%m-%d %H:%M:%S}', precision=trainer.precision, processes=trainer.world_size, device=str(trainer.strategy.root_device))
+    write_run(out / 'run.json', facts)
+    (out / 'last.safetensors').unlink(missing_ok=True)

@@ -48,7 +48,7 @@ def show_density(projections: dict,   # name: [N, 2]
     axes, norm = fig.subplots(1, len(counts), squeeze=False)[0], LogNorm(1, max(2, max(c.max() for c, _, _ in counts.values())))
     for ax, (name, (count, x, y)) in zip(axes, counts.items()):
         drawn = ax.pcolormesh(x, y, np.ma.masked_equal(count.T, 0), norm=norm)
-        ax.set(title=f'{name}: {(count > 0).mean():.0%} of the cells in use', xticks=[], yticks=[], facecolor='0.15')
+        ax.set(title=f'{name}: {(count > 0).mean():.0%} of the cells in use', xlabel='first axis of the map', ylabel='second axis', xticks=[], yticks=[], facecolor='0.15')
         ax.title.set_fontsize(9)
     fig.colorbar(drawn, ax=axes, label='tiles per cell')
     return fig

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['log', 'LEFT', 'COLUMNS', 'LOGGERS', 'catalogue_checksum', 'git_commit', 'environment', 'write_run', 'read_run',
-           'difference', 'start_run', 'add_row', 'cut_rows', 'tensorboard_logger', 'wandb_logger', 'mlflow_logger',
-           'make_loggers']
+           'run_facts', 'difference', 'start_run', 'add_row', 'cut_rows', 'tensorboard_logger', 'wandb_logger',
+           'mlflow_logger', 'make_loggers']
 
 # %% ../../nbs/module2_sunshine/d_runs.ipynb #14fb8de3
-import hashlib, importlib.util, json, logging, os, platform, subprocess
+import datetime, hashlib, importlib.util, json, logging, os, platform, subprocess
 from importlib.metadata import version
 from pathlib import Path
 import torch
@@ -55,6 +55,12 @@ def read_run(path) -> dict:     # of run.json
         return facts
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f'{path}: not the run.json of a training run: {e!r}. Train with overwrite=True, or choose another folder') from e
+
+# %% ../../nbs/module2_sunshine/d_runs.ipynb #106c79a3
+def run_facts(package, tiles, plan, settings) -> dict:    # tiles to learn from, a `models.train.Plan`, settings as JSON can hold them
+    "What run.json says when a run starts"
+    return dict(settings=settings, package=str(Path(package.path).absolute()), checksum=catalogue_checksum(package), tiles=len(tiles),
+                frames=tiles.table.frame.nunique(), steps=plan.steps, started=f'{datetime.datetime.now():%Y-%m-%d %H:%M:%S}', finished=None, **environment())
 
 # %% ../../nbs/module2_sunshine/d_runs.ipynb #222aa04e
 def difference(before: dict,     # the run.json that is there

@@ -19,7 +19,8 @@ from .evaluate import precision_at_k, twin_recall
 from .loop import Diverged
 from .material import fixed_images, load_material, training_tiles
 from .runs import catalogue_checksum
-from .train import SETTINGS, as_recipe, dice, plain, train
+from .settings import SETTINGS, as_recipe, plain
+from .train import dice, train
 from .views import Recipe, two_views
 from ..packager.tiles import ROTATION, split_by_time
 
