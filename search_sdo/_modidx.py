@@ -3008,6 +3008,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'search_sdo/search/paint.py'),
                                          'search_sdo.search.paint.years': ( 'module3_sunbird/j_lasso.html#years',
                                                                             'search_sdo/search/paint.py')},
+            'search_sdo.search.patch': { 'search_sdo.search.patch.patch': ( 'module3_sunbird/w_patch.html#patch',
+                                                                            'search_sdo/search/patch.py')},
             'search_sdo.search.pictures': { 'search_sdo.search.pictures.as_html': ( 'module3_sunbird/h_page.html#as_html',
                                                                                     'search_sdo/search/pictures.py'),
                                             'search_sdo.search.pictures.coloured': ( 'module3_sunbird/h_page.html#coloured',

@@ -13,9 +13,9 @@ from copy import copy
 from pathlib import Path
 import io, os
 import numpy as np, pandas as pd
-from fastcore.basics import patch
 from ..packager.tiles import Tiles
 from .ledger import alone, fingerprint, tile_keys, write_plan
+from .patch import patch
 
 # %% ../../nbs/module3_sunbird/01_embed.ipynb #c893dfc2
 def normalise(vectors,              # [..., D] numbers of any float type

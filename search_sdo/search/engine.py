@@ -8,7 +8,6 @@ __all__ = ['nearest_apart', 'SearchEngine']
 # %% ../../nbs/module3_sunbird/03_search.ipynb #dbf9d4ce
 from pathlib import Path
 import numpy as np, pandas as pd
-from fastcore.basics import patch
 from ..models.encoder import Encoder
 from ..packager.package import Package
 from ..packager.tiles import Tiles
@@ -16,6 +15,7 @@ from .embed import normalise
 from .filters import may_answer, not_its_own, thinner
 from .folder import read_engine, tile_size, write_engine
 from .hits import Hits
+from .patch import patch
 from .query import Query, ask as understand, ask_several, check_layer, is_several
 from .trust import Trust, some_rows
 
@@ -156,9 +156,9 @@ def build(cls: SearchEngine, package, encoder, path, size: int = None, stride: i
 # %% ../../nbs/module3_sunbird/v_engine.ipynb #31b4b366
 from pathlib import Path
 import numpy as np, pandas as pd
-from fastcore.basics import patch
 from .filters import join_labels, may_answer
 from .folder import grow_engine, read_engine
+from .patch import patch
 
 # %% ../../nbs/module3_sunbird/v_engine.ipynb #ff21806d
 @patch

@@ -9,10 +9,10 @@ __all__ = ['log', 'FEW', 'SECOND_LOOK', 'as_queries', 'selector', 'share_found',
 import logging
 import time
 import faiss, numpy as np, pandas as pd
-from fastcore.basics import patch
 from .embed import normalise
 from .kinds import (KINDS, blank, choose_kind, effort_of, free_memory, in_blocks, kind_of, most_effort, new_ann,
                                      parameters, put, read_ann, rows_present, scan, set_effort, size_of, stored, train_ann)
+from .patch import patch
 
 log = logging.getLogger(__name__)
 
@@ -222,8 +222,8 @@ def show_tradeoff(table,         # from `tradeoff`
 
 # %% ../../nbs/module3_sunbird/u_growing.ipynb #b0227c10
 import numpy as np
-from fastcore.basics import patch
 from .kinds import add_rows, forget, join, read_ann, write_ann
+from .patch import patch
 
 # %% ../../nbs/module3_sunbird/u_growing.ipynb #c9d468ff
 def check_fit(index, vectors, at_least=0):
