@@ -12,10 +12,11 @@ from ..models.encoder import Encoder
 from ..packager.package import Package
 from ..packager.tiles import Tiles
 from .embed import normalise
-from .filters import join_labels, may_answer, not_its_own, thinner
-from .folder import grow_engine, read_engine, tile_size, write_engine
+from .filters import may_answer, not_its_own, thinner
+from .folder import read_engine, tile_size, write_engine
 from .hits import Hits
-from .query import Query, ask, ask_several, check_layer, is_several
+from .patch import patch
+from .query import Query, ask as understand, ask_several, check_layer, is_several
 from .trust import Trust, some_rows
 
 # %% ../../nbs/module3_sunbird/03_search.ipynb #1fa6c706
@@ -34,7 +35,7 @@ def nearest_apart(index,             # `Index`
         if thin is None or len(best) == k or not found.all(): return similarity[best], ids[best]
         depth *= 2
 
-# %% ../../nbs/module3_sunbird/03_search.ipynb #dfdae2b0
+# %% ../../nbs/module3_sunbird/03_search.ipynb #d1451406
 class SearchEngine:
     "Finds the times and places that look like a query; a package, its encoder, its embeddings and their index"
     labels = regions = None     # what `label` joined: one row per tile; NOAA's list
@@ -42,33 +43,6 @@ class SearchEngine:
 
     def __init__(self, package, encoder, embeddings, index):
         self.package, self.encoder, self.embeddings, self.index = package, encoder, embeddings, index
-
-    @classmethod
-    def build(cls, package, encoder, path, size: int = None, stride: int = None, channels=None,
-              scales=(1,), kind=None, client=None) -> 'SearchEngine':
-        """Engine in the folder `path` over all tiles of `package`; a build that was stopped goes on when called again.
-
-        `package` and `encoder` may be paths. `size` of the tiles in px of the package's frames, by default as
-        much of the Sun as the encoder learned on; `stride` px from one tile to the next, by default `size`.
-        `channels` to index, by default those that the encoder was trained on; others are stretched in their own way and seen by the same network.
-        `scales` as in `Tiles.grid`; `kind` of index, by default as the size demands; `client` of dask.distributed to embed with."""
-        if not isinstance(package, Package): package = Package.open(package)
-        if not isinstance(encoder, Encoder): encoder = Encoder.load(encoder)
-        write_engine(package, encoder, Path(path), size or tile_size(package, encoder), stride, channels or encoder.channels, scales, kind, client)
-        return cls.open(path, package)
-
-    @classmethod
-    def open(cls, path, package=None) -> 'SearchEngine':
-        "Engine in the folder `path`; `package` (or its path) where it has moved. FileNotFoundError names a missing file"
-        return cls(*read_engine(Path(path), package))
-
-    def add(self, frames=None, client=None) -> 'SearchEngine':
-        "Bring the engine up to its package, which has grown; `frames` (as for `Package.build`) are packaged first. Numbers of tiles stay; labels must be joined again"
-        path = Path(self.embeddings.path)
-        grow_engine(path, self.package.path, frames, client)
-        self.__init__(*read_engine(path, self.package.path))
-        return self
-
     @property
     def tiles(self) -> Tiles: return self.embeddings.tiles
     def __len__(self): return len(self.tiles)
@@ -84,98 +58,162 @@ class SearchEngine:
         if name not in kept: kept[name] = make()
         return kept[name]
 
-    @property
-    def middle(self) -> np.ndarray:
-        "float32 [D], the mean of the archive's vectors (of 20,000 of them, if there are more)"
-        vectors = self.embeddings.vectors
-        return self.keep('middle', lambda: normalise(vectors[some_rows(vectors, 20_000)]).mean(axis=0))
-    @property
-    def held(self) -> list:
-        "Names of the channels of its tiles"
-        return self.keep('held', lambda: list(self.tiles.table.channel.unique()))
-    @property
-    def trust(self) -> Trust:
-        "What is known about false alarms and strange questions; takes a second or two the first time"
-        return self.keep('trust', lambda: Trust.of(self))
+# %% ../../nbs/module3_sunbird/03_search.ipynb #5702c791
+@patch(as_prop=True)
+def middle(self: SearchEngine) -> np.ndarray:
+    "float32 [D], the mean of the archive's vectors (of 20,000 of them, if there are more)"
+    vectors = self.embeddings.vectors
+    return self.keep('middle', lambda: normalise(vectors[some_rows(vectors, 20_000)]).mean(axis=0))
 
-    def label(self, regions=None, flares=None, hek=None, labels=None) -> pd.DataFrame:
-        """Join what is known about the tiles, for `label=` and `activity=`; one row per tile.
+# %% ../../nbs/module3_sunbird/03_search.ipynb #42b43373
+@patch(as_prop=True)
+def held(self: SearchEngine) -> list:
+    "Names of the channels of its tiles"
+    return self.keep('held', lambda: list(self.tiles.table.channel.unique()))
 
-        regions, flares, hek: lists of events from `packager.labels` and `packager.events`; regions also let NOAA numbers be asked.
-        labels: a table or column of one's own instead, one row per tile."""
-        self.labels = join_labels(self.tiles, regions, flares, hek, labels)
-        if regions is not None: self.regions = regions
-        return self.labels
+# %% ../../nbs/module3_sunbird/03_search.ipynb #032326fd
+@patch(as_prop=True)
+def trust(self: SearchEngine) -> Trust:
+    "What is known about false alarms and strange questions; takes a second or two the first time"
+    return self.keep('trust', lambda: Trust.of(self))
 
-    def filter(self, **conditions) -> np.ndarray:
-        "bool [N], tiles that meet all conditions: after, before, during, season, channel, lon, lat, mu, activity, label, quality, where, as in `search`"
-        keep = may_answer(self, **conditions)
-        return np.ones(len(self), bool) if keep is None else keep
+# %% ../../nbs/module3_sunbird/03_search.ipynb #5e5c6dec
+@patch
+def ask(self: SearchEngine, query, box=None, unlike=None) -> Query:
+    "What `query` means to this engine; see `search`"
+    if unlike is None and not is_several(query): return understand(query, box, self)
+    return ask_several(query, unlike, box, self)
 
-    def ask(self, query, box=None, unlike=None) -> Query:
-        "What `query` means to this engine; see `search`"
-        if unlike is None and not is_several(query): return ask(query, box, self)
-        return ask_several(query, unlike, box, self)
+# %% ../../nbs/module3_sunbird/03_search.ipynb #eba91a96
+@patch
+def embed(self: SearchEngine, query, box=None) -> np.ndarray:
+    "float32 [D] of length one: `query`, or several, as a point in the embedding"
+    return normalise(self.ask(query, box).embed(self.encoder))
 
-    def embed(self, query, box=None) -> np.ndarray:
-        "float32 [D] of length one: `query`, or several, as a point in the embedding"
-        return normalise(self.ask(query, box).embed(self.encoder))
+# %% ../../nbs/module3_sunbird/03_search.ipynb #35ff66cf
+@patch
+def who(self: SearchEngine, asked, exclude_within=None, **conditions) -> np.ndarray:
+    "bool [N], tiles that may answer the `Query` asked; None: all of them"
+    keep = may_answer(self, **conditions)
+    for q in asked.good or [asked]:
+        if q.time is None and exclude_within is None: continue
+        others = not_its_own(self.tiles.table, q, exclude_within)
+        keep = others if keep is None else keep & others
+    marked = [q.tile for q in asked.good + asked.bad if q.tile is not None]
+    if marked:
+        keep = np.ones(len(self), bool) if keep is None else keep.copy()
+        keep[marked] = False
+    return keep
 
-    def who(self, asked, exclude_within=None, **conditions) -> np.ndarray:
-        "bool [N], tiles that may answer the `Query` asked; None: all of them"
-        keep = may_answer(self, **conditions)
-        for q in asked.good or [asked]:
-            if q.time is None and exclude_within is None: continue
-            others = not_its_own(self.tiles.table, q, exclude_within)
-            keep = others if keep is None else keep & others
-        marked = [q.tile for q in asked.good + asked.bad if q.tile is not None]
-        if marked:
-            keep = np.ones(len(self), bool) if keep is None else keep.copy()
-            keep[marked] = False
-        return keep
+# %% ../../nbs/module3_sunbird/03_search.ipynb #b135b875
+@patch
+def search(self: SearchEngine, query, k: int = 12, box=None, unlike=None, after=None, before=None, season=None, channel=None, lon=None, lat=None, mu=None,
+           activity=None, label=None, quality=None, where=None, exclude_within=None, spread='12h', spread_place=None,
+           metric='cosine', layer='backbone', during=None) -> Hits:
+    """The `k` tiles most similar to `query`, or fewer where fewer meet the conditions.
 
-    def search(self, query, k: int = 12, box=None, unlike=None, after=None, before=None, season=None, channel=None, lon=None, lat=None, mu=None,
-               activity=None, label=None, quality=None, where=None, exclude_within=None, spread='12h', spread_place=None,
-               metric='cosine', layer='backbone', during=None) -> Hits:
-        """The `k` tiles most similar to `query`, or fewer where fewer meet the conditions.
+    query: tile number; array [H, H] of package values; path of a picture; `Frame`, sunpy map or path of a full disk, with `box` (x0, y0, x1, y1)
+        in its pixels from the top left; a cut-out map; dict(noaa=11158, date='2011-02-14') or dict(lon=, lat=, date=); a point [D]
+        in the embedding; or a list of those, several examples. A query's own frame never answers.
+    unlike: an example of what is not wanted, or several. To search again after marking: search(good, unlike=bad).
+    after, before, during: dates (`before` is left out); "2014-06", a pair, or a list of spans. season: of the solar cycle, "minimum", "rising",
+        "maximum", "declining". channel, label: one or several. lon, lat, mu: (low, high), None for an open end, or a list of them.
+    activity: "active", "quiet", a GOES class such as "M", or a range of spot area. quality: "good", "flagged", or a least score.
+    where: bool [N], or a condition such as "abs(lat) < 30 and mu > .5".
+    exclude_within: such as "24h"; leaves out tiles so close in time to the query.
+    spread: no two hits are closer in time than this; None allows any. spread_place: nor nearer on the turning Sun than so many degrees, or "40px" in a frame.
+    metric: "cosine"; "euclidean" adds a column with the distance, which ranks alike, as all vectors have length one."""
+    check_layer(self.encoder, layer, metric)
+    asked = self.ask(query, box, unlike)
+    keep = self.who(asked, exclude_within, after=after, before=before, during=during, season=season, channel=channel, lon=lon, lat=lat, mu=mu,
+                    activity=activity, label=label, quality=quality, where=where)
+    similarity, ids = nearest_apart(self.index, asked.embed(self.encoder), k, keep, thinner(self.tiles, k, spread, spread_place))
+    hits = Hits.of(self.tiles, ids, similarity, asked, self)
+    if metric == 'euclidean': hits.table.insert(2, 'distance', np.sqrt(np.clip(2 - 2 * similarity, 0, None)))
+    return hits
 
-        query: tile number; array [H, H] of package values; path of a picture; `Frame`, sunpy map or path of a full disk, with `box` (x0, y0, x1, y1)
-            in its pixels from the top left; a cut-out map; dict(noaa=11158, date='2011-02-14') or dict(lon=, lat=, date=); a point [D]
-            in the embedding; or a list of those, several examples. A query's own frame never answers.
-        unlike: an example of what is not wanted, or several. To search again after marking: search(good, unlike=bad).
-        after, before, during: dates (`before` is left out); "2014-06", a pair, or a list of spans. season: of the solar cycle, "minimum", "rising",
-            "maximum", "declining". channel, label: one or several. lon, lat, mu: (low, high), None for an open end, or a list of them.
-        activity: "active", "quiet", a GOES class such as "M", or a range of spot area. quality: "good", "flagged", or a least score.
-        where: bool [N], or a condition such as "abs(lat) < 30 and mu > .5".
-        exclude_within: such as "24h"; leaves out tiles so close in time to the query.
-        spread: no two hits are closer in time than this; None allows any. spread_place: nor nearer on the turning Sun than so many degrees, or "40px" in a frame.
-        metric: "cosine"; "euclidean" adds a column with the distance, which ranks alike, as all vectors have length one."""
-        check_layer(self.encoder, layer, metric)
-        asked = self.ask(query, box, unlike)
-        keep = self.who(asked, exclude_within, after=after, before=before, during=during, season=season, channel=channel, lon=lon, lat=lat, mu=mu,
-                        activity=activity, label=label, quality=quality, where=where)
-        similarity, ids = nearest_apart(self.index, asked.embed(self.encoder), k, keep, thinner(self.tiles, k, spread, spread_place))
-        hits = Hits.of(self.tiles, ids, similarity, asked, self)
-        if metric == 'euclidean': hits.table.insert(2, 'distance', np.sqrt(np.clip(2 - 2 * similarity, 0, None)))
-        return hits
+# %% ../../nbs/module3_sunbird/03_search.ipynb #ad38fc8b
+@patch(cls_method=True)
+def open(cls: SearchEngine, path, package=None) -> SearchEngine:
+    "Engine in the folder `path`; `package` (or its path) where it has moved. FileNotFoundError names a missing file"
+    return cls(*read_engine(Path(path), package))
 
-    def explore(self, **kw):
-        "The search page"
-        from search_sdo.search.explorer import explore
-        return explore(self, **kw)
-    def atlas(self, **kw):
-        "The map of all tiles"
-        from search_sdo.search.atlas import Atlas
-        return Atlas(self, **kw)
-    def curate(self, **kw):
-        "Marks become labels"
-        from search_sdo.search.curate import Curator
-        return Curator(self, **kw)
-    def search_region(self, frame, box, **kw):
-        "Regions of any size that look like what is in a box"
-        from search_sdo.search.scales import search_region
-        return search_region(self, frame, box, **kw)
-    def archive(self, path, **kw):
-        "The engine as one file"
-        from search_sdo.search.archive import archive
-        return archive(self, path, **kw)
+# %% ../../nbs/module3_sunbird/03_search.ipynb #56714204
+@patch(cls_method=True)
+def build(cls: SearchEngine, package, encoder, path, size: int = None, stride: int = None, channels=None,
+          scales=(1,), kind=None, client=None) -> SearchEngine:
+    """Engine in the folder `path` over all tiles of `package`; a build that was stopped goes on when called again.
+
+    `package` and `encoder` may be paths. `size` of the tiles in px of the package's frames, by default as
+    much of the Sun as the encoder learned on; `stride` px from one tile to the next, by default `size`.
+    `channels` to index, by default those that the encoder was trained on; others are stretched in their own way and seen by the same network.
+    `scales` as in `Tiles.grid`; `kind` of index, by default as the size demands; `client` of dask.distributed to embed with."""
+    if not isinstance(package, Package): package = Package.open(package)
+    if not isinstance(encoder, Encoder): encoder = Encoder.load(encoder)
+    write_engine(package, encoder, Path(path), size or tile_size(package, encoder), stride, channels or encoder.channels, scales, kind, client)
+    return cls.open(path, package)
+
+# %% ../../nbs/module3_sunbird/v_engine.ipynb #31b4b366
+from pathlib import Path
+import numpy as np, pandas as pd
+from .filters import join_labels, may_answer
+from .folder import grow_engine, read_engine
+from .patch import patch
+
+# %% ../../nbs/module3_sunbird/v_engine.ipynb #ff21806d
+@patch
+def label(self: SearchEngine, regions=None, flares=None, hek=None, labels=None) -> pd.DataFrame:
+    """Join what is known about the tiles, for `label=` and `activity=`; one row per tile.
+
+    regions, flares, hek: lists of events from `packager.labels` and `packager.events`; regions also let NOAA numbers be asked.
+    labels: a table or column of one's own instead, one row per tile."""
+    self.labels = join_labels(self.tiles, regions, flares, hek, labels)
+    if regions is not None: self.regions = regions
+    return self.labels
+
+# %% ../../nbs/module3_sunbird/v_engine.ipynb #65e3ea0f
+@patch
+def filter(self: SearchEngine, **conditions) -> np.ndarray:
+    "bool [N], tiles that meet all conditions: after, before, during, season, channel, lon, lat, mu, activity, label, quality, where, as in `search`"
+    keep = may_answer(self, **conditions)
+    return np.ones(len(self), bool) if keep is None else keep
+
+# %% ../../nbs/module3_sunbird/v_engine.ipynb #dbaeaa3c
+@patch
+def add(self: SearchEngine, frames=None, client=None) -> SearchEngine:
+    "Bring the engine up to its package, which has grown; `frames` (as for `Package.build`) are packaged first. Numbers of tiles stay; labels must be joined again"
+    path = Path(self.embeddings.path)
+    grow_engine(path, self.package.path, frames, client)
+    self.__init__(*read_engine(path, self.package.path))
+    return self
+
+# %% ../../nbs/module3_sunbird/v_engine.ipynb #6c998f6f
+@patch
+def explore(self: SearchEngine, **kw):
+    "The search page"
+    from search_sdo.search.explorer import explore
+    return explore(self, **kw)
+
+@patch
+def atlas(self: SearchEngine, **kw):
+    "The map of all tiles"
+    from search_sdo.search.atlas import Atlas
+    return Atlas(self, **kw)
+
+@patch
+def curate(self: SearchEngine, **kw):
+    "Marks become labels"
+    from search_sdo.search.curate import Curator
+    return Curator(self, **kw)
+
+@patch
+def search_region(self: SearchEngine, frame, box, **kw):
+    "Regions of any size that look like what is in a box"
+    from search_sdo.search.scales import search_region
+    return search_region(self, frame, box, **kw)
+
+@patch
+def archive(self: SearchEngine, path, **kw):
+    "The engine as one file"
+    from search_sdo.search.archive import archive
+    return archive(self, path, **kw)

@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'EXACT_UP_TO', 'bytes_per_row', 'choose_kind', 'free_memory', 'read_rows', 'in_blocks', 'cells', 'new_ann',
            'own', 'pieces', 'train_ann', 'ready', 'put', 'stored', 'numbers', 'rows_in', 'forget', 'kind_of',
-           'effort_of', 'most_effort', 'set_effort', 'size_of', 'parameters', 'scan', 'write_ann', 'read_ann']
+           'rows_present', 'add_rows', 'blank', 'alike', 'join', 'effort_of', 'most_effort', 'set_effort', 'size_of',
+           'parameters', 'scan', 'write_ann', 'read_ann']
 
 # %% ../../nbs/module3_sunbird/b_kinds.ipynb #0f4f7ccc
 from pathlib import Path
@@ -152,6 +153,53 @@ def kind_of(ann) -> str:
     kinds = {faiss.IndexFlat: 'flat', faiss.IndexFlatIP: 'flat', faiss.IndexIDMap: 'hnsw', faiss.IndexIVFScalarQuantizer: 'ivf', faiss.IndexIVFPQ: 'ivfpq'}
     if type(ann) in kinds: return kinds[type(ann)]
     raise ValueError(f"{type(ann).__name__}: expected an index of kind {', '.join(KINDS)}")
+
+# %% ../../nbs/module3_sunbird/b_kinds.ipynb #4e1c54e0
+def rows_present(ann, n):
+    "bool [n], rows that are in the index"
+    if kind_of(ann) == 'flat': return np.isfinite(stored(ann)[:n, 0])
+    found = np.zeros(n + 1, bool)       # one more for the number -1
+    for ids in numbers(ann): found[np.minimum(ids, n)] = True
+    return found[:n]
+
+# %% ../../nbs/module3_sunbird/b_kinds.ipynb #a9cfe57a
+def add_rows(ann, vectors, n, rows):
+    "Add what follows row n, and `rows` anew; what an interrupted run left behind row n is replaced"
+    ready = ann.ntotal if kind_of(ann) == 'flat' else n
+    forget(ann, np.concatenate([rows, np.arange(n, rows_in(ann))]))
+    again = np.concatenate([rows, np.arange(n, min(ready, len(vectors)))])
+    if len(again): put(ann, normalise(vectors[again]), again)
+    for first, some in in_blocks(vectors, start=ready): put(ann, some, np.arange(first, first + len(some)))
+
+# %% ../../nbs/module3_sunbird/b_kinds.ipynb #bc2d96f6
+def blank(ann):
+    "An index with the same cells and codes, and nothing in it"
+    if kind_of(ann) in ('flat', 'hnsw'): return ready(new_ann(kind_of(ann), ann.d, 0))
+    twin = faiss.clone_index(ann)
+    twin.reset()
+    return twin
+
+# %% ../../nbs/module3_sunbird/b_kinds.ipynb #2382f086
+def alike(ann, other):
+    "Whether two indexes sort into the same cells with the same codes, so that cells can be joined"
+    if kind_of(ann) != kind_of(other) or kind_of(ann) == 'hnsw': return False
+    if kind_of(ann) == 'flat': return True
+    middles = lambda a: a.quantizer.reconstruct_n(0, a.nlist)
+    codes = lambda a: faiss.vector_to_array(a.pq.centroids) if kind_of(a) == 'ivfpq' else 0
+    return ann.nlist == other.nlist and np.array_equal(middles(ann), middles(other)) and np.array_equal(codes(ann), codes(other))
+
+# %% ../../nbs/module3_sunbird/b_kinds.ipynb #b82e9ff1
+def join(ann, shard, n):
+    "Rows of a shard as rows n and on: cell by cell where the cells are the same, else added anew"
+    if not alike(ann, shard.ann):
+        present = shard.present()
+        for first, some in in_blocks(shard.vectors if shard.vectors is not None else stored(shard.ann)):
+            rows = np.arange(first, first + len(some))
+            put(ann, np.where(present[rows, None], some, np.nan), n + rows)
+    elif kind_of(ann) == 'flat': ann.merge_from(shard.ann, 0)
+    else:
+        for ids in numbers(shard.ann): ids[ids < 0] = -1 - n      # stays -1 when n is added
+        ann.merge_from(shard.ann, n)
 
 # %% ../../nbs/module3_sunbird/b_kinds.ipynb #343c20ce
 def effort_of(ann) -> int:
