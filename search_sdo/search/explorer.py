@@ -99,6 +99,9 @@ class History:
         self.state = after
         return self
 
+# %% ../../nbs/module3_sunbird/05_explorer.ipynb #30f3931b
+def _moment(frame): return None if pd.isna(frame.time) else pd.Timestamp(frame.time)
+
 # %% ../../nbs/module3_sunbird/05_explorer.ipynb #521bf7f1
 def ask_window(frame,            # `Frame`
                box,              # from `fit_box`
@@ -109,8 +112,6 @@ def ask_window(frame,            # `Frame`
     window = cut(lambda rows, cols: frame.data[rows, cols], frame.shape, y0, x0, x1 - x0)
     if not np.isfinite(window).any(): raise ValueError('nothing was measured in this box; move it onto the Sun')
     return Query(shrink(window, at_most), 'box', frame.unit, frame.channel, _moment(frame))
-
-def _moment(frame): return None if pd.isna(frame.time) else pd.Timestamp(frame.time)
 
 # %% ../../nbs/module3_sunbird/05_explorer.ipynb #94d9ee1c
 def random_view(frame,       # `Frame`
