@@ -3147,6 +3147,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'search_sdo/search/scales.py'),
                                           'search_sdo.search.scales.suitable': ( 'module3_sunbird/scales.html#suitable',
                                                                                  'search_sdo/search/scales.py'),
+                                          'search_sdo.search.scales.tile_at': ( 'module3_sunbird/scales.html#tile_at',
+                                                                                'search_sdo/search/scales.py'),
                                           'search_sdo.search.scales.tile_scores': ( 'module3_sunbird/scales.html#tile_scores',
                                                                                     'search_sdo/search/scales.py'),
                                           'search_sdo.search.scales.tiles_in': ( 'module3_sunbird/scales.html#tiles_in',
