@@ -232,9 +232,8 @@ class Walker(Viewer):
         return self.goto(self.frames[min(max(check_number(at, 'at', -1e9, 1e9), 0), len(self.frames) - 1)])
     def goto(self, frame: int, box=None):
         "Frame number `frame`, with the box where it was or at `box`"
-        size = self.engine.package.size
-        box = self.state.box if box is None else box
-        return self.do(frame=check_number(frame, 'frame', 0, len(self.engine.package) - 1), box=fit_box(box, size, size), seed=0)
+        frame, size = check_number(frame, 'frame', 0, len(self.engine.package) - 1), self.engine.package.size
+        return self.do(frame=frame, box=fit_box(self.state.box if box is None else box, size, size), seed=0)
 
 # %% ../../nbs/module3_sunbird/05_explorer.ipynb #325f8df1
 class Asker(Walker):
