@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RADIUS', 'harmonised_disk', 'source_pixels', 'bin_pixels', 'resample', 'degradation', 'Calibration', 'read_pointing',
-           'updated_disk', 'sensitivity', 'harmonise', 'distance']
+           'updated_disk', 'sensitivity', 'distance', 'harmonise']
 
 # %% ../../nbs/module1_sunflowers/04_calibrate.ipynb #59d34d57
 from dataclasses import dataclass, replace
@@ -41,6 +41,22 @@ def bin_pixels(image,      # [H, W]
     rows = reduce(np.add, (np.asarray(image[i:h:k, :w], np.float32) for i in range(k)))
     return reduce(np.add, (rows[:, i::k] for i in range(k))) / np.float32(k * k)
 
+# %% ../../nbs/module1_sunflowers/04_calibrate.ipynb #6c74ae15
+def _grid(disk,      # `Disk` of the old picture
+          size,      # px, side of the new picture
+          bins,      # px, side of the squares that were added up
+          shape,     # of what they gave
+         ):
+    "Where each pixel of a harmonised picture lies in the binned old one, [size, size, 2]: x and y as `grid_sample` counts"
+    import torch
+    new, grid, line = harmonised_disk(size), torch.empty(size, size, 2), torch.arange(size)
+    origin, right, down = (np.array(source_pixels(x, y, new, disk)) for x, y in ((0, 0), (1, 0), (0, 1)))
+    for axis, n in enumerate(shape[::-1]):          # x, then y; from -1 to 1 over n pixels
+        start = 2 / n / bins * (origin[axis] + 0.5) - 1
+        step_right, step_down = (2 / n / bins * (p - origin)[axis] for p in (right, down))
+        torch.add(start + step_right * line, (step_down * line)[:, None], out=grid[..., axis])
+    return grid
+
 # %% ../../nbs/module1_sunflowers/04_calibrate.ipynb #a7e2cf46
 def resample(data,         # [H, W], NaN where nothing was measured
              disk,         # its `Disk`
@@ -49,15 +65,9 @@ def resample(data,         # [H, W], NaN where nothing was measured
     "A harmonised picture, float32 [size, size]: exact binning, then one bilinear interpolation"
     import torch
     from torch.nn.functional import grid_sample
-    new = harmonised_disk(size)
-    bins = max(1, round(disk.radius / new.radius))
+    bins = max(1, round(disk.radius / harmonised_disk(size).radius))
     image = bin_pixels(data, bins)
-    grid, line = torch.empty(size, size, 2), torch.arange(size)
-    origin, right, down = (np.array(source_pixels(x, y, new, disk)) for x, y in ((0, 0), (1, 0), (0, 1)))
-    for axis, n in enumerate(image.shape[::-1]):          # x, then y; grid_sample counts from -1 to 1 over n pixels
-        start = 2 / n / bins * (origin[axis] + 0.5) - 1
-        step_right, step_down = (2 / n / bins * (p - origin)[axis] for p in (right, down))
-        torch.add(start + step_right * line, (step_down * line)[:, None], out=grid[..., axis])
+    grid = _grid(disk, size, bins, image.shape)
     out = grid_sample(torch.from_numpy(image)[None, None], grid[None], padding_mode='border', align_corners=False)[0, 0]
     last = 1 + 1e-5 - 1 / torch.tensor(image.shape[::-1])   # the middle of the outermost pixels; nothing was measured beyond
     if (grid[::size - 1, ::size - 1].abs() > last).any(): out.masked_fill_((grid.abs() > last).any(-1), float('nan'))
@@ -107,6 +117,7 @@ def read_pointing(path):     # master_aia_pointing3h.csv, https://aia.lmsal.com/
     except (ValueError, OSError) as e: raise ValueError(f'{path}: not a pointing table ({e}); expected master_aia_pointing3h.csv with T_START, T_STOP, A_171_X0 …') from None
     return table.assign(**{c: pd.to_datetime(table[c], utc=True).dt.tz_localize(None) for c in ('T_START', 'T_STOP')})
 
+# %% ../../nbs/module1_sunflowers/04_calibrate.ipynb #b957cd7d
 def updated_disk(frame,      # a level-1 AIA `Frame` of 4096 px
                  table,      # from `read_pointing`
                 ) -> Disk:
@@ -130,6 +141,13 @@ def sensitivity(frame, calibration):
     if not len(version): return np.nan, 'degradation not known'
     return degradation(frame.channel, frame.time, table), f'degradation V{version.iloc[0]}'
 
+# %% ../../nbs/module1_sunflowers/04_calibrate.ipynb #139e3828
+@lru_cache(4)
+def distance(size):
+    "float32 [size, size]: distance from the disk's centre in solar radii, in every harmonised frame"
+    d, line = harmonised_disk(size), np.arange(size, dtype=np.float32)
+    return np.hypot(line - d.x, (line - d.y)[:, None]) / np.float32(d.radius)
+
 # %% ../../nbs/module1_sunflowers/04_calibrate.ipynb #ed7d0b9a
 def harmonise(frame,                        # a `Frame`
               size=1024,                    # px, side of the result
@@ -147,9 +165,3 @@ def harmonise(frame,                        # a `Frame`
     if np.isfinite(factor): even.data /= np.float32(factor)
     if get_channel(frame.channel).instrument == 'HMI' and frame.unit != 'display': even.data[distance(size) > 1] = np.nan
     return replace(even, meta={**frame.meta, 'source_disk': disk, 'sensitivity': factor, 'calibration': '; '.join(words + [told] * bool(told))})
-
-@lru_cache(4)
-def distance(size):
-    "float32 [size, size]: distance from the disk's centre in solar radii, in every harmonised frame"
-    d, line = harmonised_disk(size), np.arange(size, dtype=np.float32)
-    return np.hypot(line - d.x, (line - d.y)[:, None]) / np.float32(d.radius)

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'KEEPBITS', 'CHUNK', 'FORMAT', 'COORDINATES', 'bit_round', 'open_array', 'create_array', 'shard_file',
            'read_journal', 'packed', 'open_journal', 'append_journal', 'list_sources', 'source_name', 'origin_of',
-           'prepare', 'store', 'store_all', 'catalogue_from', 'cut', 'Package', 'build_package', 'open_package',
-           'verify']
+           'prepare', 'store', 'store_all', 'catalogue_from', 'cut', 'Package', 'open_package', 'verify']
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #7dda0858
 from collections import deque
@@ -62,6 +61,10 @@ def open_array(path,             # folder of the Zarr group
     with _zarrs(threads): return zarr.open_group(path, mode='r+', use_consolidated=False)['frames']
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #d8009baa
+FORMAT = 2  # of a package; older ones cannot be continued
+COORDINATES = dict(time='time of the observation, UTC', channel='channel', quality='why a frame is bad; empty if it is good', exptime='exposure time, s',
+                   b0='heliographic latitude of the disk centre, degrees', degradation='sensitivity the values were divided by')
+
 def create_array(path,       # folder of the Zarr group
                  size,       # px, side of the frames
                  **about):   # what else is to be written on the lid
@@ -74,10 +77,7 @@ def create_array(path,       # folder of the Zarr group
         return group.create_array('frames', shape=(0, size, size), shards=(1, size, size), chunks=(1, chunk, chunk), dtype='float32', attributes=dict(coordinates=' '.join(COORDINATES)),
                                   fill_value=float('nan'), dimension_names=('frame', 'y', 'x'), compressors=zarr.codecs.BloscCodec(cname='lz4', clevel=5, shuffle='bitshuffle'))
 
-FORMAT = 2  # of a package; older ones cannot be continued
-COORDINATES = dict(time='time of the observation, UTC', channel='channel', quality='why a frame is bad; empty if it is good', exptime='exposure time, s',
-                   b0='heliographic latitude of the disk centre, degrees', degradation='sensitivity the values were divided by')
-
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #22e08cb0
 def shard_file(path,     # folder of the Zarr group
                row):     # number of the frame
     "The file in which one frame is kept"
@@ -132,6 +132,7 @@ def list_sources(frames):    # a folder, a path, a `Frame`, or an iterable of pa
     if not found: raise ValueError(f'{", ".join(map(str, given)) or "sources"}: no frames in it; expected files ending in {", ".join(READERS)}')
     return list(dict.fromkeys(found))
 
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #99f449ee
 def source_name(source):     # a `Frame` or a path
     "The name under which a source stands in the journal"
     return f'{source.meta.get("source", "")} {source.channel} {source.time.isoformat()}'.strip() if isinstance(source, Frame) else str(source)
@@ -201,6 +202,11 @@ def _write(path, journal, entries, sources, rows, size, how):
             append_journal(journal, dict(row=free.popleft(), **found))
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #b2c1fe9d
+def _tilt(times):
+    "Heliographic latitude of the disk centre, degrees, as seen from the Earth"
+    from sunpy.coordinates import sun
+    return sun.B0(list(times)).to_value('deg')
+
 def catalogue_from(entries):   # of a journal
     "(catalogue, skipped) as DataFrames: one row per frame, and one per source that was left out, with the reason"
     import pandas as pd
@@ -213,11 +219,6 @@ def catalogue_from(entries):   # of a journal
         table['b0'] = table['b0'].where(table['b0'].notna(), _tilt(table['time']))
         table = review(table)
     return table, pd.DataFrame(dict(source=list(skipped), reason=list(skipped.values())), columns=['source', 'reason'], dtype=str)
-
-def _tilt(times):
-    "Heliographic latitude of the disk centre, degrees, as seen from the Earth"
-    from sunpy.coordinates import sun
-    return sun.B0(list(times)).to_value('deg')
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #21440ba1
 def cut(read,         # called with a slice of rows and one of columns
@@ -234,6 +235,23 @@ def cut(read,         # called with a slice of rows and one of columns
         window[rows.start - row:rows.stop - row, cols.start - col:cols.stop - col] = read(rows, cols)
     return window
 
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #57760e68
+def _stacks(package, channels, tolerance):
+    "As `Package.stacks`"
+    from search_sdo.packager.sources import channel_names, match_channels
+    channels, c = channel_names(channels), package.catalogue
+    lacking = [name for name in channels if name not in set(c.channel)]
+    if lacking: raise ValueError(f'channel {lacking[0]!r}: not in {package.path}, which holds {", ".join(sorted(c.channel.unique()))}')
+    found = match_channels(c[(c.quality == '') & c.channel.isin(channels)], tolerance)
+    return found.reindex(columns=channels).dropna().astype(int).reset_index()
+
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #fcfa0b68
+def _told(package):
+    "What a package says of itpackage"
+    c = package.catalogue
+    span = f'{c.time.min():%Y-%m-%d} to {c.time.max():%Y-%m-%d}' if len(c) else 'empty'
+    return f'Package({str(package.path)!r}: {len(package)} frames of {package.size} px, {", ".join(sorted(c.channel.unique()))}, {span}, {len(package.skipped)} left out)'
+
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #6ae118f9
 class Package:
     "A folder of harmonised frames: `frames.zarr`, `frames.parquet` (the catalogue), `skipped.parquet`, `journal.jsonl` (to go on), `README.md`, `croissant.json`"
@@ -243,20 +261,16 @@ class Package:
         self.disk = disk or harmonised_disk(self.size)
 
     @classmethod
-    def build(cls, frames, path, size=1024, workers=None, calibration=Calibration(), client=None): return build_package(frames, path, size, workers, calibration, client)
+    def build(cls, frames, path, size=1024, workers=None, calibration=Calibration(), client=None): return _build_package(frames, path, size, workers, calibration, client)
     @classmethod
     def open(cls, path): return open_package(path)
 
     def __len__(self): return len(self.catalogue)
-    def __repr__(self):
-        c = self.catalogue
-        span = f'{c.time.min():%Y-%m-%d} to {c.time.max():%Y-%m-%d}' if len(c) else 'empty'
-        return f'Package({str(self.path)!r}: {len(self)} frames of {self.size} px, {", ".join(sorted(c.channel.unique()))}, {span}, {len(self.skipped)} left out)'
+    def __repr__(self): return _told(self)
 
     def read(self, i, row=0, col=0, size=None):
         "float32 [size, size] window of frame `i`, by default all of it; NaN where it reaches beyond the frame"
         return cut(lambda rows, cols: self.array[i, rows, cols], (self.size, self.size), row, col, size or self.size)
-
     def frame(self, i):
         "Frame number `i` of the catalogue"
         c = self.catalogue.iloc[i]
@@ -264,12 +278,7 @@ class Package:
 
     def stacks(self, channels, tolerance='6min'):
         "DataFrame with, for each moment that all of `channels` have, its time and per channel the number of the good frame nearest to it"
-        from search_sdo.packager.sources import channel_names, match_channels
-        channels, c = channel_names(channels), self.catalogue
-        lacking = [name for name in channels if name not in set(c.channel)]
-        if lacking: raise ValueError(f'channel {lacking[0]!r}: not in {self.path}, which holds {", ".join(sorted(c.channel.unique()))}')
-        found = match_channels(c[(c.quality == '') & c.channel.isin(channels)], tolerance)
-        return found.reindex(columns=channels).dropna().astype(int).reset_index()
+        return _stacks(self, channels, tolerance)
     def read_stack(self, frames, row=0, col=0, size=None):
         "float32 [len(frames), size, size]: the same window of several frames, as in a row of `stacks`"
         return np.stack([self.read(int(i), row, col, size) for i in frames])
@@ -282,52 +291,53 @@ class Package:
         import xarray
         return xarray.open_zarr(self.path / 'frames.zarr')
 
-# %% ../../nbs/module1_sunflowers/05_package.ipynb #295c648b
-def _plan(path, entries, sources):
-    "(entries that hold, sources to do, rows for them, rows in all) for the Zarr group at `path`"
-    kept = [e for e in packed(entries) if shard_file(path, e['row']).exists()]
-    done, count = {e['source'] for e in kept}, len(packed(entries))
-    todo = [s for s in sources if source_name(s) not in done]
-    lost = sorted(set(range(count)) - {e['row'] for e in kept})
-    return kept, todo, (lost + list(range(count, count + len(todo))))[:len(todo)], max(count, len(kept) + len(todo))
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #9226905c
+@contextmanager
+def _whole(path):
+    "A name to write under; what was written moves to `path` once it is whole"
+    part = path.with_name(path.name + '.part')
+    yield part
+    os.replace(part, path)
 
-# %% ../../nbs/module1_sunflowers/05_package.ipynb #1811060b
-def build_package(frames, path, size=1024, workers=None, calibration=Calibration(), client=None):
-    "Package `frames` (folder, paths or `Frame`s) at `path`; a build that was stopped, or is given more frames, goes on"
-    path, sources = Path(path), list_sources(frames)
-    if size < 16: raise ValueError(f'size: {size} px, expected 16 or more')
-    if path.exists() and not path.is_dir(): raise FileExistsError(errno.EEXIST, 'a file of that name is in the way. Choose another folder', str(path))
-    path.mkdir(parents=True, exist_ok=True)
-    how = dict(calibration=calibration, client=client, workers=workers or (os.cpu_count() if client is None else sum(client.nthreads().values())))
-    try:
-        with open_journal(path / 'journal.jsonl') as journal:
-            entries, length = read_journal(path / 'journal.jsonl')
-            array = _array_for(path, size, calibration, len(packed(entries)))
-            kept, todo, rows, count = _plan(path / 'frames.zarr', entries, sources)
-            array.resize((count, size, size))
-            journal.truncate(length)
-            _write(path / 'frames.zarr', journal, kept, todo, rows, size, how)
-            return _finish(path, array)
-    except Exception as e: raise _disk_full(path, e) or e
-
-def _array_for(path, size, calibration, noted):
-    "The array of the package at `path`, new or old; `ValueError` if the old one does not fit what is asked for, or the `noted` frames"
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #f90aad7d
+def open_package(path):
+    "The `Package` at `path`; `FileNotFoundError` names the file that is missing"
     import pandas as pd
-    if not (path / 'frames.zarr/frames/zarr.json').exists(): return create_array(path / 'frames.zarr', size, calibration=asdict(calibration))
-    array, about = open_array(path / 'frames.zarr'), json.loads((path / 'frames.zarr/zarr.json').read_text())['attributes']
-    other = 'Build it anew in another folder'
-    if about.get('format') != FORMAT: raise ValueError(f'{path}: made by another version of search_sdo (format {about.get("format", 1)}, this one writes {FORMAT}). {other}')
-    if array.shape[1] != size: raise ValueError(f'{path}: holds frames of {array.shape[1]} px, size={size} was asked for. Use size={array.shape[1]} or another folder')
-    if about['calibration'] != asdict(calibration): raise ValueError(f'{path}: made with {Calibration(**about["calibration"])}, {calibration} was asked for. Use the same, or another folder')
-    listed = len(pd.read_parquet(path / 'frames.parquet', columns=['frame'])) if (path / 'frames.parquet').exists() else 0
-    if noted < listed: raise ValueError(f'{path / "journal.jsonl"}: lists {noted} frames, the catalogue {listed}. Bring the file back from a copy; without it the package can be read, but not continued')
-    return array
+    path = Path(path)
+    for name in ('frames.parquet', 'skipped.parquet', 'frames.zarr/zarr.json', 'frames.zarr/frames/zarr.json'):
+        if not (path / name).exists(): raise FileNotFoundError(f'{path / name}: missing, so {path} is not a finished package. Build it with: search-sdo package SRC {path}')
+    try: return Package(path, pd.read_parquet(path / 'frames.parquet'), pd.read_parquet(path / 'skipped.parquet'), open_array(path / 'frames.zarr'))
+    except (ValueError, OSError) as e: raise ValueError(f'{path}: its catalogue cannot be read ({e}). Give the same sources to `search-sdo package` again: it is made anew from journal.jsonl') from e
 
-def _disk_full(path, error):
-    "An error that names the remedy, if `error` means that the disk is full; else None"
-    if getattr(error, 'errno', None) != errno.ENOSPC and 'no space left' not in str(error).lower(): return None
-    kept = len(packed(read_journal(path / 'journal.jsonl')[0]))
-    return OSError(errno.ENOSPC, f'no space left on the disk; the {kept} frames so far are safe. Make room and run the same command again, it goes on from there', str(path))
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #ae845e92
+def _write_rows(group, catalogue):
+    "The catalogue's `COORDINATES`, one value per frame"
+    for name, told in COORDINATES.items():
+        values, about = catalogue[name], dict(long_name=told)
+        if name == 'time': values, about = values.astype('datetime64[us]').astype('int64'), dict(about, units='microseconds since 1970-01-01', calendar='proleptic_gregorian')
+        data = values.to_numpy(object if name in ('channel', 'quality') else None)
+        array = group.create_array(name, shape=data.shape, dtype=str if data.dtype == object else data.dtype, dimension_names=('frame',), attributes=about, overwrite=True)
+        array[:] = data
+
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #cbcbe1b1
+def _write_places(group):
+    "The place of each pixel in solar radii, west and north positive"
+    size = group.attrs['size']
+    for name, sign in (('x', 1), ('y', -1)):
+        places = sign * (np.arange(size) - (size - 1) / 2) / (RADIUS * size)
+        group.create_array(name, data=places, dimension_names=(name,), attributes=dict(units='solar radii', long_name='west' if name == 'x' else 'north'), overwrite=True)
+
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #134cb9a1
+def _write_coordinates(path, catalogue):
+    "Beside the frames, arrays with the catalogue's `COORDINATES` and the place of each pixel in solar radii: what xarray reads"
+    import zarr
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')      # consolidated metadata and strings are not yet in the specification of Zarr v3
+        group = zarr.open_group(path, mode='a', use_consolidated=False)
+        _write_rows(group, catalogue)
+        group['frames'].attrs.update(long_name='brightness', units=', '.join(sorted(catalogue.unit.unique())))
+        _write_places(group)
+        zarr.consolidate_metadata(group.store)
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #6ec308c6
 def _finish(path, array):
@@ -348,40 +358,54 @@ def _finish(path, array):
     with _whole(path / 'croissant.json') as part: part.write_text(json.dumps(croissant(package), indent=1) + '\n', encoding='utf-8')
     return package
 
-@contextmanager
-def _whole(path):
-    "A name to write under; what was written moves to `path` once it is whole"
-    part = path.with_name(path.name + '.part')
-    yield part
-    os.replace(part, path)
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #295c648b
+def _plan(path, entries, sources):
+    "(entries that hold, sources to do, rows for them, rows in all) for the Zarr group at `path`"
+    kept = [e for e in packed(entries) if shard_file(path, e['row']).exists()]
+    done, count = {e['source'] for e in kept}, len(packed(entries))
+    todo = [s for s in sources if source_name(s) not in done]
+    lost = sorted(set(range(count)) - {e['row'] for e in kept})
+    return kept, todo, (lost + list(range(count, count + len(todo))))[:len(todo)], max(count, len(kept) + len(todo))
 
-def _write_coordinates(path, catalogue):
-    "Beside the frames, arrays with the catalogue's `COORDINATES` and the place of each pixel in solar radii: what xarray reads"
-    import zarr
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')      # consolidated metadata and strings are not yet in the specification of Zarr v3
-        group = zarr.open_group(path, mode='a', use_consolidated=False)
-        for name, told in COORDINATES.items():
-            values, about = catalogue[name], dict(long_name=told)
-            if name == 'time': values, about = values.astype('datetime64[us]').astype('int64'), dict(about, units='microseconds since 1970-01-01', calendar='proleptic_gregorian')
-            data = values.to_numpy(object if name in ('channel', 'quality') else None)
-            array = group.create_array(name, shape=data.shape, dtype=str if data.dtype == object else data.dtype, dimension_names=('frame',), attributes=about, overwrite=True)
-            array[:] = data
-        size = group.attrs['size']
-        group['frames'].attrs.update(long_name='brightness', units=', '.join(sorted(catalogue.unit.unique())))
-        for name, sign in (('x', 1), ('y', -1)):
-            places = sign * (np.arange(size) - (size - 1) / 2) / (RADIUS * size)
-            group.create_array(name, data=places, dimension_names=(name,), attributes=dict(units='solar radii', long_name='west' if name == 'x' else 'north'), overwrite=True)
-        zarr.consolidate_metadata(group.store)
-
-def open_package(path):
-    "The `Package` at `path`; `FileNotFoundError` names the file that is missing"
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #36cc5cde
+def _array_for(path, size, calibration, noted):
+    "The array of the package at `path`, new or old; `ValueError` if the old one does not fit what is asked for, or the `noted` frames"
     import pandas as pd
-    path = Path(path)
-    for name in ('frames.parquet', 'skipped.parquet', 'frames.zarr/zarr.json', 'frames.zarr/frames/zarr.json'):
-        if not (path / name).exists(): raise FileNotFoundError(f'{path / name}: missing, so {path} is not a finished package. Build it with: search-sdo package SRC {path}')
-    try: return Package(path, pd.read_parquet(path / 'frames.parquet'), pd.read_parquet(path / 'skipped.parquet'), open_array(path / 'frames.zarr'))
-    except (ValueError, OSError) as e: raise ValueError(f'{path}: its catalogue cannot be read ({e}). Give the same sources to `search-sdo package` again: it is made anew from journal.jsonl') from e
+    if not (path / 'frames.zarr/frames/zarr.json').exists(): return create_array(path / 'frames.zarr', size, calibration=asdict(calibration))
+    array, about = open_array(path / 'frames.zarr'), json.loads((path / 'frames.zarr/zarr.json').read_text())['attributes']
+    other = 'Build it anew in another folder'
+    if about.get('format') != FORMAT: raise ValueError(f'{path}: made by another version of search_sdo (format {about.get("format", 1)}, this one writes {FORMAT}). {other}')
+    if array.shape[1] != size: raise ValueError(f'{path}: holds frames of {array.shape[1]} px, size={size} was asked for. Use size={array.shape[1]} or another folder')
+    if about['calibration'] != asdict(calibration): raise ValueError(f'{path}: made with {Calibration(**about["calibration"])}, {calibration} was asked for. Use the same, or another folder')
+    listed = len(pd.read_parquet(path / 'frames.parquet', columns=['frame'])) if (path / 'frames.parquet').exists() else 0
+    if noted < listed: raise ValueError(f'{path / "journal.jsonl"}: lists {noted} frames, the catalogue {listed}. Bring the file back from a copy; without it the package can be read, but not continued')
+    return array
+
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #2e24b84f
+def _disk_full(path, error):
+    "An error that names the remedy, if `error` means that the disk is full; else None"
+    if getattr(error, 'errno', None) != errno.ENOSPC and 'no space left' not in str(error).lower(): return None
+    kept = len(packed(read_journal(path / 'journal.jsonl')[0]))
+    return OSError(errno.ENOSPC, f'no space left on the disk; the {kept} frames so far are safe. Make room and run the same command again, it goes on from there', str(path))
+
+# %% ../../nbs/module1_sunflowers/05_package.ipynb #1811060b
+def _build_package(frames, path, size=1024, workers=None, calibration=Calibration(), client=None):
+    "Package `frames` (folder, paths or `Frame`s) at `path`; a build that was stopped, or is given more frames, goes on"
+    path, sources = Path(path), list_sources(frames)
+    if size < 16: raise ValueError(f'size: {size} px, expected 16 or more')
+    if path.exists() and not path.is_dir(): raise FileExistsError(errno.EEXIST, 'a file of that name is in the way. Choose another folder', str(path))
+    path.mkdir(parents=True, exist_ok=True)
+    how = dict(calibration=calibration, client=client, workers=workers or (os.cpu_count() if client is None else sum(client.nthreads().values())))
+    try:
+        with open_journal(path / 'journal.jsonl') as journal:
+            entries, length = read_journal(path / 'journal.jsonl')
+            array = _array_for(path, size, calibration, len(packed(entries)))
+            kept, todo, rows, count = _plan(path / 'frames.zarr', entries, sources)
+            array.resize((count, size, size))
+            journal.truncate(length)
+            _write(path / 'frames.zarr', journal, kept, todo, rows, size, how)
+            return _finish(path, array)
+    except Exception as e: raise _disk_full(path, e) or e
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #048ca6ea
 def verify(package,          # a `Package`

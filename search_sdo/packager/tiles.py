@@ -116,6 +116,26 @@ def tile_images(table, package):
         for i in mine: out[i] = read_tile(read, places[i, 0], places[i, 1], size, places[i, 2])
     return out
 
+# %% ../../nbs/module1_sunflowers/06_tiles.ipynb #b025a9cb
+def _grid_table(package, size, stride, scales, flagged, **rules):     # as in `Tiles.grid`
+    "`tile_table` of a package at several scales"
+    c = package.catalogue if flagged else package.catalogue[package.catalogue.quality == '']
+    scales = np.atleast_1d(scales)
+    grid_corners(package.size, size, stride)    # says what is wrong with them
+    if not len(scales) or any(s < 1 or s != int(s) for s in scales): raise ValueError(f'scales: {scales}, expected whole numbers from 1, such as (1, 2, 4)')
+    tables = [tile_table(c, grid_corners(package.size, size * int(s), stride * int(s)), size, package.disk, int(s), **rules) for s in scales]
+    return pd.concat(tables).sort_values('frame', kind='stable')
+
+# %% ../../nbs/module1_sunflowers/06_tiles.ipynb #db96779f
+def _read_table(path):     # that `Tiles.save` wrote
+    "The table of `Tiles`; `FileNotFoundError` or `ValueError` if there is none at `path`"
+    if not Path(path).is_file(): raise FileNotFoundError(f'{path}: missing; expected a table that Tiles.save wrote')
+    try: table = pd.read_parquet(path)
+    except Exception as e: raise ValueError(f'{path}: no parquet table ({e}); expected one that Tiles.save wrote') from e
+    lacks = [c for c in COLUMNS if c not in table]
+    if lacks: raise ValueError(f'{path}: lacks the columns {lacks}; expected a table that Tiles.save wrote')
+    return table
+
 # %% ../../nbs/module1_sunflowers/06_tiles.ipynb #e8949b0d
 class Tiles:
     "Places in a package: `table` has one row per tile. Tiles are views; their pixels are read when asked for"
@@ -124,13 +144,7 @@ class Tiles:
     @classmethod
     def grid(cls, package, size=64, stride=None, within=1.1, flagged=False, scales=(1,), off_disk='keep', min_mu=None):
         "Tiles of `size` px every `stride` px (default: side by side) over all frames, at one or more whole `scales`; places as in `well_placed`"
-        c = package.catalogue if flagged else package.catalogue[package.catalogue.quality == '']
-        scales = np.atleast_1d(scales)
-        grid_corners(package.size, size, stride or size)    # says what is wrong with them
-        if not len(scales) or any(s < 1 or s != int(s) for s in scales): raise ValueError(f'scales: {scales}, expected whole numbers from 1, such as (1, 2, 4)')
-        tables = [tile_table(c, grid_corners(package.size, size * int(s), (stride or size) * int(s)), size, package.disk, int(s),
-                             within=within, off_disk=off_disk, min_mu=min_mu) for s in scales]
-        return cls(pd.concat(tables).sort_values('frame', kind='stable'), package)
+        return cls(_grid_table(package, size, stride or size, scales, flagged, within=within, off_disk=off_disk, min_mu=min_mu), package)
 
     def __len__(self): return len(self.table)
     def __repr__(self):
@@ -147,6 +161,7 @@ class Tiles:
     def boxes(self, ids=None): return tile_boxes((self if ids is None else self[ids]).table)
     def coordinates(self, i): return tile_coordinates(self.table.iloc[i], self.package)
     def on_source(self, i): return tile_on_source(self.table.iloc[i], self.package)
+
     def rebuild(self, frame):
         "float32 [package.size, package.size]: one frame put together from its tiles; NaN where there is none"
         mine = self[(self.table.frame == frame).to_numpy()]
@@ -155,13 +170,7 @@ class Tiles:
 
     def save(self, path): self.table.to_parquet(path)
     @classmethod
-    def open(cls, path, package):
-        if not Path(path).is_file(): raise FileNotFoundError(f'{path}: missing; expected a table that Tiles.save wrote')
-        try: table = pd.read_parquet(path)
-        except Exception as e: raise ValueError(f'{path}: no parquet table ({e}); expected one that Tiles.save wrote') from e
-        lacks = [c for c in COLUMNS if c not in table]
-        if lacks: raise ValueError(f'{path}: lacks the columns {lacks}; expected a table that Tiles.save wrote')
-        return cls(table, package)
+    def open(cls, path, package): return cls(_read_table(path), package)
 
 # %% ../../nbs/module1_sunflowers/06_tiles.ipynb #c12c103d
 def show_tiles(tiles,        # `Tiles`
