@@ -12,7 +12,6 @@ from pathlib import Path
 import hashlib
 import json
 import numpy as np, pandas as pd
-from fastcore.basics import patch
 from ..models.maps import project, show_density
 from .clusters import (Aligned, Rows, Sheet, agreement, aligned_umap, compact, group, neighbours, oddness, place_linear,
                                         rows_of, shared_tiles, turned_onto, typicality, usable)
@@ -20,6 +19,7 @@ from .embed import normalise
 from .filters import apart_in_time, as_span
 from .hits import Hits, place
 from .index import Index
+from .methods import patch
 from .paint import as_polygon, box_around, colour, colour_values, show_pictures, show_points
 
 # %% ../../nbs/module3_sunbird/06_atlas.ipynb #b4f6a518
