@@ -2977,8 +2977,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'search_sdo/search/local_hub.py'),
                                              'search_sdo.search.local_hub.routes': ( 'module3_sunbird/s_local_hub.html#routes',
                                                                                      'search_sdo/search/local_hub.py')},
-            'search_sdo.search.methods': { 'search_sdo.search.methods.patch': ( 'module3_sunbird/t_methods.html#patch',
-                                                                                'search_sdo/search/methods.py')},
             'search_sdo.search.onnx': { 'search_sdo.search.onnx.AsMeasured': ( 'module3_sunbird/p_onnx.html#asmeasured',
                                                                                'search_sdo/search/onnx.py'),
                                         'search_sdo.search.onnx.AsMeasured.__init__': ( 'module3_sunbird/p_onnx.html#asmeasured.__init__',

@@ -19,7 +19,7 @@ from .embed import normalise
 from .filters import apart_in_time, as_span
 from .hits import Hits, place
 from .index import Index
-from .methods import patch
+from .patch import patch
 from .paint import as_polygon, box_around, colour, colour_values, show_pictures, show_points
 
 # %% ../../nbs/module3_sunbird/06_atlas.ipynb #b4f6a518

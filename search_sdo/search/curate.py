@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 from ..models.farthest import farthest_points
 from .labelled import (append_line, check_classes, check_who, label_card, merge_lines, place_of, read_lines, save_labelled, settle,
                                         tiles_at, training_tiles_of, write_lines)
-from .methods import patch
+from .patch import patch
 
 # %% ../../nbs/module3_sunbird/07_curate.ipynb #0a097f3c
 def standing(lines           # deeds, oldest first
