@@ -239,7 +239,7 @@ def numbers(text, name) -> list:
     if all(part.strip().isdigit() for part in text.split(',')): return [int(part) for part in text.split(',')]
     raise ValueError(f'{name} {text}: expected whole numbers with commas between, such as 1,2,4')
 
-def as_query(word): return int(word) if word.isdigit() else word
+def as_query(word): "The number of a tile, or a path, as typed"; return int(word) if word.isdigit() else word
 
 # %% ../nbs/cli.ipynb #3475692f
 @app.command(epilog='Example: search-sdo index my-package my-encoder --out my-engine')

@@ -3,6 +3,7 @@ import importlib
 import inspect
 import json
 import re
+from types import FunctionType, MethodType
 
 import pytest
 
@@ -96,7 +97,7 @@ def undocumented(module):
             yield name
         for key in vars(symbol) if inspect.isclass(symbol) else ():
             method = getattr(symbol, key)
-            if key[0] != "_" and (callable(method) or isinstance(method, property)) and not inspect.getdoc(method):
+            if key[0] != "_" and isinstance(method, (FunctionType, MethodType, property)) and not inspect.getdoc(method):
                 yield f"{name}.{key}"
 
 

@@ -17,10 +17,10 @@ def place_of(heading,   # text behind the `##`
 
 # %% ../../nbs/course/a_glossary.ipynb #3d2e5a66
 def read_glossary(path,     # Markdown file with a `## word` or `## word, other form` above each meaning
-                 ) -> dict: # form, in lower case -> name of its place
+                 ) -> dict: # form, in lower case unless it is an abbreviation -> name of its place
     "The words of a glossary and where each stands"
     headings = re.findall(r'^## (.+)$', Path(path).read_text(encoding='utf-8'), re.M)
-    return {form.strip().lower(): place_of(heading) for heading in headings for form in heading.split(',')}
+    return {form if form.isupper() else form.lower(): place_of(heading) for heading in headings for form in map(str.strip, heading.split(','))}
 
 # %% ../../nbs/course/a_glossary.ipynb #519188fa
 APART = re.compile(r'(```.*?```|`[^`\n]*`|\[[^\]]*\]\([^)]*\)|^#[^\n]*$|<[^>]*>|\$[^$\n]+\$)', re.M | re.S)
@@ -32,8 +32,9 @@ def words_in(text) -> list:    # of (piece, whether words in it may become links
 # %% ../../nbs/course/a_glossary.ipynb #19d381f9
 def any_of(places,    # of `read_glossary`
           ):          # compiled pattern
-    "Finds every word of the glossary, the longest first"
-    return re.compile(r'(?<![\w-])(' + '|'.join(map(re.escape, sorted(places, key=len, reverse=True))) + r')(?![\w-])', re.I)
+    "Finds every word of the glossary, the longest first; FITS is not a word of a jacket that fits"
+    forms = [re.escape(form) if form.isupper() else f'(?i:{re.escape(form)})' for form in sorted(places, key=len, reverse=True)]
+    return re.compile(r'(?<![\w-])(' + '|'.join(forms) + r')(?![\w-])')
 
 # %% ../../nbs/course/a_glossary.ipynb #740f9189
 def link_words(text,      # Markdown
@@ -44,7 +45,7 @@ def link_words(text,      # Markdown
     "The text with the first use of each word of the glossary as a link"
     if not places: return text
     def link(found):
-        place = places[found[0].lower()]
+        place = places.get(found[0]) or places[found[0].lower()]
         if place in seen: return found[0]
         seen.add(place)
         return f'[{found[0]}]({before}{place})'
@@ -58,5 +59,5 @@ def used_words(text,      # Markdown
     "The words of the glossary that a text uses, in order"
     found = [word for piece, free in words_in(text) if free and places for word in any_of(places).findall(piece)]
     first = {}
-    for word in found: first.setdefault(places[word.lower()], word)
+    for word in found: first.setdefault(places.get(word) or places[word.lower()], word)
     return list(first.values())

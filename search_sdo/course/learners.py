@@ -80,12 +80,12 @@ def play(path,         # of a generated lesson
 TELL = '%(lesson)-24s %(solve)-5s %(seconds)5.1f s %(megabytes)5.0f MB, %(waiting)d cells wait, %(count)d faults'
 
 def play_all(root='.',      # the course's root folder, or one inside it
-             pattern='',    # part of a lesson's path
+             parts=('',),   # of lessons' paths; one of them must be in it
             ):              # DataFrame, a row per lesson and way
     "Play every lesson in both ways, each in a process of its own, one after the other"
     import pandas as pd
     root = find_root(root)
-    paths = [root / dest for found in plan(root, read_settings(root)).values() for _, dest in found if pattern in dest]
+    paths = [root / dest for found in plan(root, read_settings(root)).values() for _, dest in found if any(part in dest for part in parts)]
     with ProcessPoolExecutor(1, max_tasks_per_child=1) as pool:
         rows = []
         for row in pool.map(play, *zip(*[(path, solve) for path in paths for solve in (True, False)])):
@@ -96,10 +96,10 @@ def play_all(root='.',      # the course's root folder, or one inside it
 def main():
     "Play all lessons of the course that holds the working folder; exits with 1 if one has a fault"
     logging.basicConfig(format='%(message)s'); log.setLevel(logging.INFO)
-    table = play_all(pattern=sys.argv[1] if len(sys.argv) > 1 else '')
+    table = play_all(parts=sys.argv[1:] or [''])
     faulty = (table.faults.str.len() > 0).sum()
     log.info('\n%d runs, longest %.1f s, at most %.0f MB, %d with faults', len(table), table.seconds.max(), table.megabytes.max(), faulty)
     sys.exit(bool(faulty))
 
 # %% ../../nbs/course/e_learners.ipynb #c27c6866
-if __name__ == '__main__' and __package__: main()  # python -m search_sdo.course.learners [PART OF A NAME]; not in the notebook
+if __name__ == '__main__' and __package__: main()  # python -m search_sdo.course.learners [PARTS OF NAMES]; not in the notebook

@@ -64,10 +64,10 @@ class Session:
         with open(self.path, 'a', encoding='utf-8') as file: file.write(json.dumps(entry, ensure_ascii=False) + '\n')
         self.entries.append(entry)
 
-    def drive(self, who): self.add('drive', '', who)
-    def note(self, text, who=None): self.add('note', text, who)
-    def decide(self, text, who=None): self.add('decision', text, who)
-    def ask(self, text, who=None): self.add('question', text, who)
+    def drive(self, who): "Note that `who` drove once"; self.add('drive', '', who)
+    def note(self, text, who=None): "Write something down"; self.add('note', text, who)
+    def decide(self, text, who=None): "Write down what was decided"; self.add('decision', text, who)
+    def ask(self, text, who=None): "Write down what nobody knew yet"; self.add('question', text, who)
 
     @property
     def drove(self) -> dict:
@@ -77,7 +77,7 @@ class Session:
             if e['kind'] == 'came': counts[e['who']] = e['text']
             elif e['kind'] == 'drive': counts[e['who']] += 1
         return counts
-    def rota(self, turns=6) -> list: return fair_rota(list(self.people), self.drove, turns)
+    def rota(self, turns=6) -> list: "Who drives and who navigates tonight, see `fair_rota`"; return fair_rota(list(self.people), self.drove, turns)
     def __repr__(self): return f'Session({self.lesson!r}, {len(self.people)} people, {len(self.entries)} entries in {self.path.name})'
 
 # %% ../../nbs/course/d_session.ipynb #2807a697

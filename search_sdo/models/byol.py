@@ -41,7 +41,7 @@ class BYOL(Method):
         self.momentum, self.teacher = momentum, copy.deepcopy(self.student).requires_grad_(False)
 
     @property
-    def student(self): return nn.Sequential(self.backbone, self.projector)
+    def student(self): "Backbone and projector, as the teacher has them"; return nn.Sequential(self.backbone, self.projector)
 
     def loss(self, view1, view2):
         "Scalar, -1 (agreement) to 1; from each view the student predicts the teacher's projection of the other"

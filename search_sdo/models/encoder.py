@@ -121,7 +121,7 @@ def trial_dim(net: nn.Module,     # any network
         raise ValueError(f'{name}: answers two pictures with {found}, expected [2, D], one row of numbers each; end it with nn.AdaptiveAvgPool2d(1), nn.Flatten()')
     return answer.shape[1]
 
-def device_of(net): return next(chain(net.parameters(), net.buffers()), torch.empty(0)).device
+def device_of(net): "Where a network's numbers are"; return next(chain(net.parameters(), net.buffers()), torch.empty(0)).device
 
 # %% ../../nbs/module2_sunshine/b_encoder.ipynb #da3225eb
 def timm_backbone(name: str,            # "convnext_atto", "vit_tiny_patch16_224", …
@@ -287,10 +287,11 @@ class Encoder:
         return f'Encoder({name}, {"+".join(self.channels)} in {self.unit}, {self.size} px -> {self.dim} numbers)'
 
     @property
-    def dim(self): return self.backbone.dim
+    def dim(self): "Numbers per picture"; return self.backbone.dim
     @property
-    def device(self): return device_of(self.backbone)
+    def device(self): "Where the network is: cpu, cuda, ..."; return device_of(self.backbone)
     def to(self, device):
+        "The same encoder, moved to a device"
         self.backbone.to(device)
         return self
 
@@ -299,10 +300,14 @@ class Encoder:
         images = as_stack(images, len(self.channels))
         return network_input(images, self.channels, self.unit, self.size).to(self.device)
 
-    def embed(self, images, batch_size=512): return embed_images(self, images, batch_size)
-    def save(self, folder): save_encoder(self, folder)
+    def embed(self, images, batch_size=512):
+        "float32 [N, D] from images [N, H, W] or [N, C, H, W], see `embed_images`"
+        return embed_images(self, images, batch_size)
+    def save(self, folder): "Weights as safetensors and settings as JSON into `folder`"; save_encoder(self, folder)
     @classmethod
-    def load(cls, path_or_name, backbone=None): return load_encoder(path_or_name, backbone)
+    def load(cls, path_or_name, backbone=None):
+        "From a folder that `save` wrote, or the name of an encoder that ships with the library"
+        return load_encoder(path_or_name, backbone)
 
 # %% ../../nbs/module2_sunshine/b_layout.ipynb #19e4ff91
 class LayoutResNet(nn.Module):

@@ -70,6 +70,7 @@ class Listener:
     def __exit__(self, *_):
         for hook in self.hooks: hook.remove()
     def hear(self, module, given, output):
+        "Keep the last output that is a map; a copy goes on, as what follows may change its input in place"
         if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[2] * output.shape[3] < 2: return None
         self.map = output
         return output.clone()    # what follows may change its input in place

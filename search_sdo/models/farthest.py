@@ -54,12 +54,14 @@ class Rows:
         self.largest = float(self.squares.max())
 
     def __len__(self): return len(self.ids)
-    def parts(self): return [slice(i, i + self.block) for i in range(0, len(self), self.block)]
-    def about(self, which): return self.raw(self.ids[which]).sub_(self.middle)
+    def parts(self): "Slices of the rows, a block each"; return [slice(i, i + self.block) for i in range(0, len(self), self.block)]
+    def about(self, which): "Rows as float64, from the middle of all"; return self.raw(self.ids[which]).sub_(self.middle)
     def raw(self, ids):
+        "Rows as float64, of length one where the metric asks for it"
         values = self.x[ids].to(torch.float64, copy=True)
         return values / values.norm(dim=1, keepdim=True).clamp_min(1e-300) if self.cosine else values
     def checked(self, part):
+        "A block of rows; ValueError names one that is not finite"
         values = self.raw(self.ids[part])
         bad = (~values.isfinite().all(1)).nonzero().flatten()
         if len(bad): raise ValueError(f'features: row {int(self.ids[part][bad[0]])} holds NaN or infinity; leave such rows out with keep=')

@@ -57,6 +57,7 @@ class OrdinalHead(nn.Module):
         self.slope = nn.Linear(dim, 1, bias=False)
         self.first, self.steps = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(n_classes - 2))
     def reset_parameters(self):
+        "Start again from random weights"
         nn.init.normal_(self.first); nn.init.normal_(self.steps)
     def forward(self, x):
         thresholds = torch.cat([self.first, self.first + F.softplus(self.steps).cumsum(0)])
@@ -124,11 +125,11 @@ class FineTuned:
         self.network = nn.Sequential(encoder.backbone, head).eval()
 
     def __repr__(self): return f'FineTuned({self.encoder}, {self.loss}: {" < ".join(self.classes) if self.loss == "ordinal" else ", ".join(self.classes) or "one value"})'
-    def prepare(self, images): return self.encoder.prepare(images)
-    def predict(self, images, batch_size=512): return predict(self, images, batch_size)
-    def save(self, folder): save_finetuned(self, folder)
+    def prepare(self, images): "As the encoder prepares its images"; return self.encoder.prepare(images)
+    def predict(self, images, batch_size=512): "Probabilities [N, classes], or values [N], see `predict`"; return predict(self, images, batch_size)
+    def save(self, folder): "Write encoder and head into `folder`"; save_finetuned(self, folder)
     @classmethod
-    def load(cls, folder): return load_finetuned(folder)
+    def load(cls, folder): "From a folder that `save` wrote"; return load_finetuned(folder)
 
 # %% ../../nbs/module2_sunshine/f_finetune.ipynb #bcf6f922
 @torch.inference_mode()

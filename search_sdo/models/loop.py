@@ -72,6 +72,7 @@ class Watch(L.Callback):
             self.saved = time.monotonic()
 
     def report(self, trainer, run, step, loss):
+        "Look at loss and health, write them down, warn"
         self.bar.set_postfix(loss=f'{loss:.3f}')
         health = run.health() if step % self.look == 0 or step == run.plan.steps else {}
         self.write(trainer, step, loss=loss, lr=trainer.optimizers[0].param_groups[0]['lr'], **health)
@@ -81,6 +82,7 @@ class Watch(L.Callback):
             self.said.add(kind)
 
     def write(self, trainer, step, **row):
+        "One row for the table and for every logger"
         add_row(self.out / 'metrics.csv', step=step, **row)
         for logger in trainer.loggers: logger.log_metrics(row, step)
 

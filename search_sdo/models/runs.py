@@ -114,15 +114,18 @@ def cut_rows(path,          # of metrics.csv; may be missing
 
 # %% ../../nbs/module2_sunshine/d_runs.ipynb #c9927b0b
 def tensorboard_logger(out, name, step):
+    "Curves for TensorBoard, in `out`"
     from lightning.pytorch.loggers import TensorBoardLogger
     return TensorBoardLogger(out, name='tensorboard', version='', default_hp_metric=False, purge_step=step + 1 if step else None)
 
 def wandb_logger(out, name, step):
+    "Curves for Weights & Biases; offline unless there is a key"
     from lightning.pytorch.loggers import WandbLogger
     mode = os.environ.get('WANDB_MODE', 'online' if 'WANDB_API_KEY' in os.environ else 'offline')
     return WandbLogger(name=name, save_dir=out, project='search_sdo', mode=mode, settings=dict(silent=True))
 
 def mlflow_logger(out, name, step):
+    "Curves for MLflow, by default in a file in `out`"
     from lightning.pytorch.loggers import MLFlowLogger
     where = os.environ.get('MLFLOW_TRACKING_URI', f'sqlite:///{Path(out).absolute() / "mlflow.db"}')
     return MLFlowLogger('search_sdo', name, tracking_uri=where, artifact_location=str(Path(out).absolute() / 'mlflow'))

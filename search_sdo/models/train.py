@@ -171,8 +171,10 @@ class Run(L.LightningModule):
 
     def on_fit_start(self): self.frames, self.fixed = self.frames.to(self.device), self.fixed.to(self.device)
     def configure_optimizers(self): return make_optimiser(self.parameters(), self.plan)
-    def health(self): return diagnose(self.method, self.fixed)
-    def worry(self, history, final=False): return worry(history, 0 if final else max(50, self.plan.warmup * self.plan.steps), final)
+    def health(self): "Readings of collapse on views that never change"; return diagnose(self.method, self.fixed)
+    def worry(self, history, final=False):
+        "What is wrong with these readings, in words; empty where nothing is"
+        return worry(history, 0 if final else max(50, self.plan.warmup * self.plan.steps), final)
 
 # %% ../../nbs/module2_sunshine/05_train.ipynb #b56cd604
 def make_plan(n,                # places there are

@@ -365,7 +365,9 @@ class Cutout:
     track: bool = True    # follow the rotation from there
 
     @property
-    def suffix(self): return f'_{self.x:+.0f}{self.y:+.0f}_{self.width:.0f}x{self.height:.0f}.fits'
+    def suffix(self):
+        "What tells this cutout's file name from another's"
+        return f'_{self.x:+.0f}{self.y:+.0f}_{self.width:.0f}x{self.height:.0f}.fits'
     def process(self, first):
         "For `drms.Client.export`"
         return dict(im_patch=dict(t_ref=pd.Timestamp(self.at or first).isoformat(timespec='milliseconds'), t=int(not self.track), r=0, c=0, locunits='arcsec', boxunits='arcsec',
@@ -761,7 +763,7 @@ class SDOML(Source):
         self.root = s3_url(str(base or PATTERNS.base['sdoml']), endpoint_url)
         self.cache = Path(cache) if cache else Path.home() / '.cache' / 'search_sdo' / 'sdoml'
 
-    def index(self, url): return read_index(url, self.cache / quote(url, safe=''))
+    def index(self, url): "The table of one group of the store, kept for the next call"; return read_index(url, self.cache / quote(url, safe=''))
 
     def find(self, start, end, cadence='1d', channels=('171',)):
         channels, when, rows = self.held(channels), steps(start, end, cadence), [make_table()]

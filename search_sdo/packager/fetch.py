@@ -110,10 +110,10 @@ class Dispatch:
         self.hosts, self.tries = {}, tries
         for number, (name, url) in enumerate(todo): self.host(url, per_host).waiting.append((0., number, name, url, 1))
 
-    def host(self, url, most=1): return self.hosts.setdefault(urlsplit(url).netloc, Host(most))
-    def busy(self): return sum(h.busy for h in self.hosts.values())
-    def left(self): return self.busy() + sum(len(h.waiting) for h in self.hosts.values())
-    def next_at(self): return min(h.next_at() for h in self.hosts.values())
+    def host(self, url, most=1): "The state of the host of a URL"; return self.hosts.setdefault(urlsplit(url).netloc, Host(most))
+    def busy(self): "Files under way"; return sum(h.busy for h in self.hosts.values())
+    def left(self): "Files under way or waiting"; return self.busy() + sum(len(h.waiting) for h in self.hosts.values())
+    def next_at(self): "When the next file may start, seconds"; return min(h.next_at() for h in self.hosts.values())
 
     def take(self):
         "The next order"
@@ -171,9 +171,9 @@ class Report:
     seconds: float = 0.
 
     @property
-    def done(self): return self.table[self.table.status == 'done']
+    def done(self): "The rows of files that are here"; return self.table[self.table.status == 'done']
     @property
-    def missing(self): return self.table[self.table.status != 'done']
+    def missing(self): "The rows of files that are not"; return self.table[self.table.status != 'done']
     def __repr__(self):
         why = ''.join(f'; {n} × {reason}' for reason, n in self.missing.reason.value_counts().head(3).items())
         size = self.done.bytes.sum() / 1e6

@@ -134,13 +134,13 @@ class Frame:
     meta: dict = field(default_factory=dict)
 
     @property
-    def shape(self): return self.data.shape
+    def shape(self): "Rows and columns, px"; return self.data.shape
     def __repr__(self):
         return f'Frame({self.channel} {said_time(self.time)}, {self.shape[1]} x {self.shape[0]} px, {self.unit}, radius {self.disk.radius:.1f} px)'
-    def show(self, ax=None): return show_frame(self, ax)
-    def to_map(self): return frame_to_map(self)
+    def show(self, ax=None): "Draw it, stretched, in its channel's colours, see `show_frame`"; return show_frame(self, ax)
+    def to_map(self): "As a `sunpy.map.Map`"; return frame_to_map(self)
     @staticmethod
-    def from_map(m, unit=None): return map_to_frame(m, unit)
+    def from_map(m, unit=None): "From a `sunpy.map.Map`; `unit` if it is not what the header says"; return map_to_frame(m, unit)
 
 # %% ../../nbs/module1_sunflowers/01_meet_the_sun.ipynb #a7e22daa
 def per_second(frame):       # a `Frame`

@@ -261,9 +261,11 @@ class Package:
         self.disk = disk or harmonised_disk(self.size)
 
     @classmethod
-    def build(cls, frames, path, size=1024, workers=None, calibration=Calibration(), client=None): return _build_package(frames, path, size, workers, calibration, client)
+    def build(cls, frames, path, size=1024, workers=None, calibration=Calibration(), client=None):
+        "Package of frames (a list, files, or a folder) in the folder `path`; a build that was stopped goes on. See `build_package`"
+        return _build_package(frames, path, size, workers, calibration, client)
     @classmethod
-    def open(cls, path): return open_package(path)
+    def open(cls, path): "The package in the folder `path`, see `open_package`"; return open_package(path)
 
     def __len__(self): return len(self.catalogue)
     def __repr__(self): return _told(self)

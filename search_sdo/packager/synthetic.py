@@ -107,7 +107,9 @@ class Feature:
     tilt: float        # degrees anticlockwise from the east-west line
     seed: int          # for its details
 
-    def lon_at(self, day): return (self.lon + rotation_rate(self.lat) * (day - self.born) + 180) % 360 - 180
+    def lon_at(self, day):
+        "Longitude on a day (days since 2010), degrees"
+        return (self.lon + rotation_rate(self.lat) * (day - self.born) + 180) % 360 - 180
     def power(self, day):
         "Strength on that day: it grows for an eighth of its life and fades for the last third"
         age = (day - self.born) / self.life
@@ -334,9 +336,9 @@ class SmallSun:
             if d not in self._births: self._births[d] = births(self.seed, d)
         found = [f for d in range(decade - 10, decade + 1) for f in self._births[d] if f.power(day) > 0]
         return sorted(give_way(found, day), key=lambda f: list(KINDS).index(f.kind))
-    def frame(self, time, size=256, disk=None): return draw(self, time, size, disk)
+    def frame(self, time, size=256, disk=None): "The `Frame` of a moment, see `draw`"; return draw(self, time, size, disk)
     def frames(self, n=24, start='2014-01-01', cadence='5D', size=256, disk=None):
         "A list of frames, one every `cadence`"
         return [self.frame(t, size, disk) for t in pd.date_range(start, periods=n, freq=cadence)]
-    def truth(self, time): return truth(self, time)
-    def label(self, tiles, size=None): return label(self, tiles, size)
+    def truth(self, time): "What is on the disk at a moment, a row each, see `truth`"; return truth(self, time)
+    def label(self, tiles, size=None): "What is in each tile, see `label`"; return label(self, tiles, size)

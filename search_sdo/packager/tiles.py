@@ -158,9 +158,15 @@ class Tiles:
         "float32 [n, size, size] package values of the tiles numbered `ids` (default: all)"
         return tile_images((self if ids is None else self[ids]).table, self.package)
 
-    def boxes(self, ids=None): return tile_boxes((self if ids is None else self[ids]).table)
-    def coordinates(self, i): return tile_coordinates(self.table.iloc[i], self.package)
-    def on_source(self, i): return tile_on_source(self.table.iloc[i], self.package)
+    def boxes(self, ids=None):
+        "int [N, 4]: x0, y0, x1, y1 in px of the package's frames"
+        return tile_boxes((self if ids is None else self[ids]).table)
+    def coordinates(self, i):
+        "Where each pixel of tile `i` is on the Sun, see `tile_coordinates`"
+        return tile_coordinates(self.table.iloc[i], self.package)
+    def on_source(self, i):
+        "Where tile `i` is in the file it came from, see `tile_on_source`"
+        return tile_on_source(self.table.iloc[i], self.package)
 
     def rebuild(self, frame):
         "float32 [package.size, package.size]: one frame put together from its tiles; NaN where there is none"
@@ -168,9 +174,9 @@ class Tiles:
         if not len(mine): raise ValueError(f'frame: no tiles of frame {frame}; expected one of {sorted(self.table.frame.unique())[:9]} ...')
         return rebuild(mine.table, mine.images(), self.package.size)
 
-    def save(self, path): self.table.to_parquet(path)
+    def save(self, path): "Write the table as parquet"; self.table.to_parquet(path)
     @classmethod
-    def open(cls, path, package): return cls(_read_table(path), package)
+    def open(cls, path, package): "From a table that `save` wrote, and its package"; return cls(_read_table(path), package)
 
 # %% ../../nbs/module1_sunflowers/06_tiles.ipynb #c12c103d
 def show_tiles(tiles,        # `Tiles`

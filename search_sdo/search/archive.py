@@ -87,6 +87,7 @@ def package_folder(engine) -> Path:
 
 # %% ../../nbs/module3_sunbird/q_archive.ipynb #c9c62df8
 def content(place) -> bytes:    # path or bytes
+    "The bytes, or those of the file"
     return place if isinstance(place, bytes) else Path(place).read_bytes()
 
 def manifest(files: dict,      # name -> path or bytes
@@ -131,10 +132,11 @@ class Bounded:
         self.file, self.size = file, file.seek(0, os.SEEK_END)
         file.seek(0)
     def read(self, n=-1):
+        "At most `n` bytes, never beyond the end"
         left = max(0, self.size - self.file.tell())
         return self.file.read(left if n < 0 else min(n, left))
-    def seek(self, *where): return self.file.seek(*where)
-    def tell(self): return self.file.tell()
+    def seek(self, *where): "As the file's"; return self.file.seek(*where)
+    def tell(self): "As the file's"; return self.file.tell()
 
 # %% ../../nbs/module3_sunbird/q_archive.ipynb #194fd17c
 def check_manifest(text: bytes,      # MANIFEST.json

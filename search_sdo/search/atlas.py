@@ -110,13 +110,15 @@ class Selection:
     "Numbers of selected tiles, with an undo; each function in `watchers` is called after every change"
     def __init__(self, selected=np.empty(0, int)): self.selected, self.before, self.watchers = selected, deque(maxlen=50), []
     def tell(self):
+        "Say to whoever watches that the selection changed"
         for watcher in self.watchers: watcher()
         return self.selected
     def keep(self, selected):
+        "Select these tiles, and remember what was selected before"
         self.before.append(self.selected)
         self.selected = selected
         return self.tell()
-    def clear(self): return self.keep(np.empty(0, int))
+    def clear(self): "Select nothing"; return self.keep(np.empty(0, int))
     def undo(self):
         "Back to the selection before the last change"
         if self.before: self.selected = self.before.pop()
@@ -132,13 +134,14 @@ class Atlas(Selection):
         self.start(engine, method, seed, *chart(engine, method, sample, seed, **options))
 
     def start(self, engine, method, seed, ids, points, drawn, selected=np.empty(0, int), labels=None):
+        "Take what a chart is made of, nothing selected"
         Selection.__init__(self, selected)
         self.engine, self.method, self.seed, self.ids, self.points, self.drawn, self.labels = engine, method, seed, ids, points, drawn, labels
 
     @property
-    def tiles(self): return self.engine.tiles
+    def tiles(self): "The engine's `Tiles`"; return self.engine.tiles
     @property
-    def box(self): return box_around(self.points)
+    def box(self): "x0, y0, x1, y1 around all points"; return box_around(self.points)
     def __len__(self): return len(self.ids)
     def __repr__(self): return f'Atlas({len(self):,} tiles, {self.method} of {self.drawn.sum():,}, {len(self.selected):,} selected)'
 
@@ -265,7 +268,7 @@ def read_atlas(path, engine):
 
 # %% ../../nbs/module3_sunbird/06_atlas.ipynb #bf8daa65
 @patch
-def save(self: Atlas, path): write_atlas(self, path)
+def save(self: Atlas, path): "Write the map into the folder `path`"; write_atlas(self, path)
 
 # %% ../../nbs/module3_sunbird/06_atlas.ipynb #36e2d67a
 @patch(cls_method=True)

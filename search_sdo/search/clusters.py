@@ -188,9 +188,9 @@ class Aligned:
     k: int                    # neighbours
 
     @property
-    def agreement(self) -> float: return float(self.each.mean())
+    def agreement(self) -> float: "Share of neighbours in common, 0 to 1"; return float(self.each.mean())
     @property
-    def chance(self) -> float: return self.k / (len(self.each) - 1)
+    def chance(self) -> float: "The same for two maps that know nothing of each other"; return self.k / (len(self.each) - 1)
     def __repr__(self): return f'Aligned({len(self.at):,} tiles; of {self.k} neighbours {self.agreement:.0%} in common, by chance {self.chance:.1%})'
     def show(self, color='time', lines=60):
         "Both maps in the same colours, some tiles joined by lines; color='agreement' for the share of common neighbours"
@@ -248,8 +248,8 @@ class Sheet:
 
     def __len__(self): return len(self.table)
     def __repr__(self): return f'Sheet({len(self)} tiles in {self.table.group.nunique()} groups)'
-    def images(self): return self.tiles.images(self.table.tile.to_numpy())
-    def show(self, columns=10): return show_sheet(self, columns)
+    def images(self): "The pixels of its tiles"; return self.tiles.images(self.table.tile.to_numpy())
+    def show(self, columns=10): "A row of tiles per group, see `show_sheet`"; return show_sheet(self, columns)
 
 # %% ../../nbs/module3_sunbird/k_clusters.ipynb #ef68558e
 def sheet_lines(groups, columns):

@@ -321,16 +321,20 @@ class Curator(Marks):
         super().__init__(engine, classes, path, who, seed)
         self.middle, self.scale = middle_and_scale(engine.embeddings.vectors)
 
-    def suggest(self, n=10, by='mix', who=None, like=None, keep=None) -> np.ndarray: return suggest(self, n, by, who, like, keep)
-    def agreement(self) -> pd.DataFrame: return agreement(self.votes)
+    def suggest(self, n=10, by='mix', who=None, like=None, keep=None) -> np.ndarray:
+        "Tiles to ask about next, see `suggest`"
+        return suggest(self, n, by, who, like, keep)
+    def agreement(self) -> pd.DataFrame: "How far the people agree, see `agreement`"; return agreement(self.votes)
     def confusion(self, a, b) -> pd.DataFrame:
         "How often `a` said this (rows) where `b` said that"
         both = self.votes.reindex(columns=[a, b]).dropna()
         return confusion(both[a], both[b], self.classes)
-    def rounds(self, every=10, sample=2000) -> list: return rounds(self, every, sample)
-    def labelled(self) -> pd.DataFrame: return labelled(self)
-    def save(self, folder, pixels=False, name='Tiles of the Sun, labelled by people') -> Path: return save(self, folder, pixels, name)
-    def training_set(self, sure=None): return training_set(self, sure)
+    def rounds(self, every=10, sample=2000) -> list: "What the head would have said after each of the last rounds, see `rounds`"; return rounds(self, every, sample)
+    def labelled(self) -> pd.DataFrame: "Every tile with its label, and who said so, see `labelled`"; return labelled(self)
+    def save(self, folder, pixels=False, name='Tiles of the Sun, labelled by people') -> Path:
+        "A labelled set with its card in `folder`, see `save`"
+        return save(self, folder, pixels, name)
+    def training_set(self, sure=None): "Places and labels for training, see `training_set`"; return training_set(self, sure)
 
 # %% ../../nbs/module3_sunbird/07_curate.ipynb #583b8f02
 @patch

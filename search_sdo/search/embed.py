@@ -183,7 +183,7 @@ class Embeddings:
     def __init__(self, vectors, tiles, path=None): self.vectors, self.tiles, self.path = vectors, tiles, path
     def __len__(self): return len(self.vectors)
     def __repr__(self): return f'Embeddings({len(self):,} tiles x {self.vectors.shape[1]} numbers)'
-    def show(self, color=None, ax=None): return show_embeddings(self, color, ax)
+    def show(self, color=None, ax=None): "A cloud of points, see `show_embeddings`"; return show_embeddings(self, color, ax)
 
 # %% ../../nbs/module3_sunbird/01_embed.ipynb #53472e78
 @patch(cls_method=True)

@@ -44,7 +44,7 @@ class SearchEngine:
     def __init__(self, package, encoder, embeddings, index):
         self.package, self.encoder, self.embeddings, self.index = package, encoder, embeddings, index
     @property
-    def tiles(self) -> Tiles: return self.embeddings.tiles
+    def tiles(self) -> Tiles: "Every place that may answer"; return self.embeddings.tiles
     def __len__(self): return len(self.tiles)
     def __repr__(self):
         t = self.tiles.table

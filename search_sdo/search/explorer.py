@@ -204,11 +204,13 @@ class Viewer(History):
         self.state = replace(self.state, box=brightest(self.frame, self.side))
 
     @property
-    def side(self) -> int: return 2 * int(self.engine.tiles.table['size'].iloc[0])
+    def side(self) -> int: "px, side of the square that a click asks about"; return 2 * int(self.engine.tiles.table['size'].iloc[0])
     @property
-    def frames(self) -> list: return series(self.engine.package.catalogue, self.frame.channel)
+    def frames(self) -> list:
+        "Numbers of the frames of this channel, in order of time"
+        return series(self.engine.package.catalogue, self.frame.channel)
     @property
-    def frame(self) -> Frame: return self.frame_of(self.state)
+    def frame(self) -> Frame: "The `Frame` on the page"; return self.frame_of(self.state)
     def frame_of(self, state):
         "The frame that a state shows; the last few that were read are kept"
         if state.frame < 0: return state.upload
@@ -251,11 +253,13 @@ class Asker(Walker):
         "Another box is another question: marks are forgotten"
         height, width = self.frame.shape
         return self.search(box=fit_box(box, width, height), good=(), bad=(), seed=0)
-    def mark(self, tile, verdict: str): return self.do(**mark(self.state, check_number(tile, 'tile', 0, len(self.engine) - 1), verdict))
-    def augment(self): return self.search(seed=self.state.seed + 1)
-    def plain(self): return self.search(seed=0)
-    def neighbours(self, k): return self.search(k=check_number(k, 'k', 1, 60))
-    def filter(self, **filters): return self.search(filters=check_filters({**self.state.filters, **filters}))
+    def mark(self, tile, verdict: str):
+        "Say of a tile that it is \"good\" or \"bad\""
+        return self.do(**mark(self.state, check_number(tile, 'tile', 0, len(self.engine) - 1), verdict))
+    def augment(self): "Search again with another turned view of the box"; return self.search(seed=self.state.seed + 1)
+    def plain(self): "Search again with the box as it is"; return self.search(seed=0)
+    def neighbours(self, k): "Search again for `k` answers"; return self.search(k=check_number(k, 'k', 1, 60))
+    def filter(self, **filters): "Search again with other filters"; return self.search(filters=check_filters({**self.state.filters, **filters}))
 
 # %% ../../nbs/module3_sunbird/05_explorer.ipynb #d9c87b7b
 def static_grid(explorer) -> str:     # HTML
@@ -280,7 +284,7 @@ class Explorer(Asker):
         frame = bring_in(name, data, self.engine, self.frame.channel)
         box = (0, 0, *frame.shape[::-1]) if frame.disk is None else brightest(frame, self.side)
         return self.search(frame=-1, upload=frame, box=fit_box(box, *frame.shape[::-1]), seed=0, good=(), bad=())
-    def download(self) -> bytes: return pack(self.engine, self.state)
+    def download(self) -> bytes: "The answers as a ZIP archive"; return pack(self.engine, self.state)
 
     def __repr__(self): return f'Explorer({self.frame.channel} {_moment(self.frame) or "time unknown"}, box {self.state.box}, {self.state.hits or "no search yet"})'
     def _repr_html_(self): return static_grid(self)

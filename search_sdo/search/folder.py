@@ -124,6 +124,7 @@ def move_in(path):
 
 # %% ../../nbs/module3_sunbird/a_folder.ipynb #d5f2a04d
 def remove_folder(path):
+    "Remove a folder, if it is there"
     import shutil
     shutil.rmtree(path, ignore_errors=True)
 

@@ -211,9 +211,9 @@ class Hits:
         return cls(table, asked, tiles.package, engine)
 
     @property
-    def query(self) -> np.ndarray: return self.asked.image
+    def query(self) -> np.ndarray: "Pixels of the question"; return self.asked.image
     @property
-    def units(self): return self.package.catalogue.unit
+    def units(self): "The unit of each frame of the package"; return self.package.catalogue.unit
     def __len__(self): return len(self.table)
     def __repr__(self):
         best = f', similarity {self.table.similarity.max():.3f} to {self.table.similarity.min():.3f}' if len(self) else ''
@@ -222,15 +222,17 @@ class Hits:
     def images(self) -> np.ndarray:
         "float32 [n, size, size], the hits as the package holds them"
         return Tiles(self.table, self.package).images() if len(self) else np.empty((0, 0, 0), np.float32)
-    def show(self): return show_hits(self)
-    def contact(self, columns: int = 12): return contact_sheet(self, columns)
-    def save(self, folder): return save_hits(self, folder)
-    def to_csv(self, path): self.table.to_csv(path, index=False)
-    def to_maps(self) -> list: return hit_maps(self)
-    def to_helioviewer(self) -> list: return helioviewer_links(self)
-    def to_jsoc(self) -> list: return [jsoc_query(hit.channel, hit.time) for hit in self.table.itertuples()]
-    def why(self, rank: int = 1, way: str = 'cover') -> tuple: return why(self, rank, way)
-    def show_why(self, rank: int = 1, way: str = 'cover'): return show_why(self, rank, way)
+    def show(self): "Question and hits side by side, see `show_hits`"; return show_hits(self)
+    def contact(self, columns: int = 12): "All hits as small pictures, see `contact_sheet`"; return contact_sheet(self, columns)
+    def save(self, folder): "Pictures, table and question into `folder`, see `save_hits`"; return save_hits(self, folder)
+    def to_csv(self, path): "Write the table"; self.table.to_csv(path, index=False)
+    def to_maps(self) -> list: "A `sunpy.map.Map` per hit"; return hit_maps(self)
+    def to_helioviewer(self) -> list: "An address per hit that shows it on Helioviewer"; return helioviewer_links(self)
+    def to_jsoc(self) -> list:
+        "A query per hit that gets the frame from JSOC"
+        return [jsoc_query(hit.channel, hit.time) for hit in self.table.itertuples()]
+    def why(self, rank: int = 1, way: str = 'cover') -> tuple: "What makes a hit alike, as two maps, see `why`"; return why(self, rank, way)
+    def show_why(self, rank: int = 1, way: str = 'cover'): "Draw what makes a hit alike, see `show_why`"; return show_why(self, rank, way)
 
     @property
     def chance(self) -> np.ndarray:
@@ -241,4 +243,4 @@ class Hits:
         "The share of the archive's tiles that are as much alone as the question; near 0: nothing here is like it"
         return self.engine.trust.familiar(self.asked, self.engine)
     @property
-    def unfamiliar(self) -> bool: return self.familiar < .01
+    def unfamiliar(self) -> bool: "Is hardly anything in the archive like the question?"; return self.familiar < .01

@@ -77,11 +77,11 @@ class Index:
         self.ann, self.vectors, self.mapped_from, self.few = ann, vectors, mapped_from, FEW
         self.n, self._present = ann.ntotal if vectors is None else len(vectors), None
     @property
-    def dim(self) -> int: return self.ann.d
+    def dim(self) -> int: "Numbers per vector"; return self.ann.d
     @property
-    def kind(self) -> str: return kind_of(self.ann)
+    def kind(self) -> str: "Which kind it is: exact, ivf, ..."; return kind_of(self.ann)
     @property
-    def nbytes(self) -> int: return size_of(self.ann)
+    def nbytes(self) -> int: "Bytes it takes in memory"; return size_of(self.ann)
     def __len__(self): return self.n
     def __repr__(self):
         how = 'exact' if self.kind == 'flat' else f'{self.kind}, effort {effort_of(self.ann)}'

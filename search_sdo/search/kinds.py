@@ -207,7 +207,9 @@ def effort_of(ann) -> int:
     if isinstance(ann, faiss.IndexIDMap): return faiss.downcast_index(ann.index).hnsw.efSearch
     return getattr(ann, 'nprobe', 1)
 
-def most_effort(ann) -> int: return getattr(ann, 'nlist', rows_in(ann) if isinstance(ann, faiss.IndexIDMap) else 1)
+def most_effort(ann) -> int:
+    "The largest effort that makes sense: every cell looked at"
+    return getattr(ann, 'nlist', rows_in(ann) if isinstance(ann, faiss.IndexIDMap) else 1)
 
 def set_effort(ann, effort: int):
     "Turn the knob of an index"
@@ -249,6 +251,7 @@ def scan(queries,           # float32 [Q, D] of length one
 
 # %% ../../nbs/module3_sunbird/b_kinds.ipynb #b3c1b847
 def write_ann(ann, path):
+    "Write an index of FAISS, whole or not at all"
     part = Path(path).with_suffix('.part')
     faiss.write_index(ann, str(part))
     part.replace(path)

@@ -35,6 +35,7 @@ class Guest(BaseHTTPRequestHandler):
     def log_message(self, *args): pass
 
     def answer(self):
+        "Find who answers this address, and let it"
         self.body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
         path = unquote(urlsplit(self.path).path)
         try:
@@ -46,6 +47,7 @@ class Guest(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = answer
 
     def send(self, status=200, content=b'', headers=()):
+        "Send bytes with a status"
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in dict(headers).items(): self.send_header(name, str(value))
@@ -54,52 +56,63 @@ class Guest(BaseHTTPRequestHandler):
         if self.command != 'HEAD': self.wfile.write(content)
 
     def who(self):
+        "Who asks"
         if self.headers.get('Authorization') != f'Bearer {self.server.hub.token}': raise Refused(401, '', 'Invalid username or password.')
-    def json(self): return json.loads(self.body)
+    def json(self): "The body, as JSON"; return json.loads(self.body)
 
     def create(self):
+        "Make a repository"
         self.who()
         about = self.json()
         repo = f'{about.get("organization") or "mob"}/{about["name"]}'
         new = self.server.hub.create(about.get('type') or 'model', repo)
         self.send(200 if new else 409, dict(url=f'{self.server.hub.url}/{"datasets/" if about.get("type") == "dataset" else ""}{repo}', name=repo, id=repo))
-    def validate(self): self.send(content=dict(warnings=[], errors=[]))
+    def validate(self): "Check a file's front matter, as the hub does"; self.send(content=dict(warnings=[], errors=[]))
     def announce(self, kind, repo, revision):
+        "Say which files must be uploaded as large ones"
         self.who()
         self.server.hub.files(kind, repo, revision)
         way = lambda file: 'lfs' if file['path'].endswith(LARGE) else 'regular'
         self.send(content=dict(files=[dict(path=file['path'], uploadMode=way(file), shouldIgnore=False) for file in self.json()['files']]))
     def batch(self, prefix, repo):
+        "Say where large files go"
         self.who()
         hub = self.server.hub
         actions = lambda oid: {} if (hub.blobs / oid).exists() else dict(actions=dict(upload=dict(href=f'{hub.url}/lfs/{oid}', header={}), verify=dict(href=f'{hub.url}/lfs/verify', header={})))
         self.send(content=dict(transfer='basic', objects=[dict(oid=o['oid'], size=o['size'], **actions(o['oid'])) for o in self.json()['objects']]))
     def put(self, oid):
+        "Take a large file"
         if hashlib.sha256(self.body).hexdigest() != oid: raise Refused(400, '', 'the checksum is another')
         (self.server.hub.blobs / oid).write_bytes(self.body)
         self.send()
     def verify(self):
+        "Is a large file here, whole?"
         if not (self.server.hub.blobs / self.json()['oid']).exists(): raise Refused(404, '', 'no such object')
         self.send(content={})
     def commit(self, kind, repo, revision):
+        "Take a commit"
         self.who()
         sha = self.server.hub.commit(kind, repo, revision, [json.loads(line) for line in self.body.splitlines()])
         self.send(content=dict(success=True, commitOid=sha, commitUrl=f'{self.server.hub.url}/{repo}/commit/{sha}'))
     def info(self, kind, repo, revision):
+        "What is in a repository"
         sha, files = self.server.hub.files(kind, repo, revision or 'main')
         self.send(content=dict(_id=sha, id=repo, sha=sha, private=False, tags=[], downloads=0, likes=0, siblings=[dict(rfilename=name) for name in files]))
     def tree(self, kind, repo, revision):
+        "The files of a repository"
         _, files = self.server.hub.files(kind, repo, revision)
         size = lambda oid: (self.server.hub.blobs / oid).stat().st_size
         more = lambda name, oid: dict(lfs=dict(oid=oid, size=size(oid), pointerSize=134)) if name.endswith(LARGE) else {}
         self.send(content=[dict(type='file', path=name, oid=oid[:40], size=size(oid), **more(name, oid)) for name, oid in files.items()])
     def resolve(self, prefix, repo, revision, name):
+        "A file of a repository"
         sha, files = self.server.hub.files('dataset' if prefix else 'model', repo, revision)
         if name not in files: raise Refused(404, 'EntryNotFound', f'{name}: not in {repo}')
         oid = files[name]
         if not name.endswith(LARGE): return self.blob(oid, {'X-Repo-Commit': sha, 'ETag': f'"{oid[:40]}"'})
         self.send(302, b'', {'Location': f'{self.server.hub.store}/lfs/{oid}', 'X-Repo-Commit': sha, 'X-Linked-Etag': f'"{oid}"', 'X-Linked-Size': (self.server.hub.blobs / oid).stat().st_size})
     def blob(self, oid, headers=()):
+        "A large file, by its hash"
         content = (self.server.hub.blobs / oid).read_bytes()
         self.send(200, content, {'ETag': f'"{oid}"', 'Content-Type': 'application/octet-stream', **dict(headers)})
 
@@ -120,7 +133,9 @@ class LocalHub:
         self.server.shutdown()
         self.server.server_close()
 
-    def log(self, kind, repo): return self.folder / f'{kind}--{repo.replace("/", "--")}.json'     # [[commit, {name: oid}], …]
+    def log(self, kind, repo):
+        "What was asked, in order"
+        return self.folder / f'{kind}--{repo.replace("/", "--")}.json'     # [[commit, {name: oid}], …]
     def create(self, kind, repo):
         "Whether the repository is new"
         if self.log(kind, repo).exists(): return False
@@ -143,6 +158,7 @@ class LocalHub:
             self.log(kind, repo).write_text(json.dumps([*commits, [sha, files]]))
             return sha
     def change(self, files, key, value):
+        "Change what is kept, one at a time"
         if key == 'file':
             content = base64.b64decode(value['content']) if value.get('encoding') == 'base64' else value['content'].encode()
             files[value['path']] = hashlib.sha256(content).hexdigest()

@@ -22,7 +22,7 @@ def where(frame, box) -> str:     # `Frame`, (x0, y0, x1, y1)
     lon, lat, _ = pixel_to_sphere(x, y, frame.disk, float(frame.meta.get('b0') or 0))
     return place(float(lon), float(lat))
 
-def when(time) -> str: return 'time unknown' if pd.isna(time) else f'{time:%Y-%m-%d %H:%M}'
+def when(time) -> str: "A time as people read it"; return 'time unknown' if pd.isna(time) else f'{time:%Y-%m-%d %H:%M}'
 
 # %% ../../nbs/module3_sunbird/h_page.ipynb #a7282a36
 def controls(engine) -> list:
@@ -83,7 +83,9 @@ def grant(explorer, wish: dict):
 class Parts:
     "A file that arrives in pieces, since a message of a notebook holds 10 MB at most; kept in memory, and never more than is allowed"
     def __init__(self): self.forget()
-    def forget(self): self.name, self.size, self.data = '', 0, bytearray()
+    def forget(self):
+        "Forget a file that was coming"
+        self.name, self.size, self.data = '', 0, bytearray()
     def take(self, name, size, at, piece):
         "Add a piece; the whole file with the last one, else None. ValueError for too much, or a piece out of turn"
         if at == 0: self.name, self.size, self.data = str(name), size, bytearray()

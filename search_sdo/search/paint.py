@@ -46,7 +46,7 @@ def colour_numbers(values,           # float [n], NaN where missing
     return np.where(np.isfinite(values)[:, None], 255 * rgb, 128).round().astype(np.uint8), key
 
 # %% ../../nbs/module3_sunbird/j_lasso.ipynb #d3ac8e57
-def years(times): return 1970 + np.asarray(times, 'datetime64[s]').astype(float) / (365.2425 * 86400)
+def years(times): "Times as years with a fraction"; return 1970 + np.asarray(times, 'datetime64[s]').astype(float) / (365.2425 * 86400)
 
 def colour(values,               # one per point: names, numbers, or datetimes
            name='',              # "cycle" gets a scale whose ends meet

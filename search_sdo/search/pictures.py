@@ -39,8 +39,12 @@ def encoded(pixels,             # uint8 [H, W, 3]
     Image.fromarray(pixels).save(file, kind, **how)
     return file.getvalue()
 
-def png(image, channel: str, unit: str) -> bytes: return encoded(coloured(image, channel, unit), compress_level=1)
-def jpeg(image, channel: str, unit: str, quality: int = 90) -> bytes: return encoded(coloured(image, channel, unit), 'JPEG', quality=quality)
+def png(image, channel: str, unit: str) -> bytes:
+    "A picture of measured values in its channel's colours, as PNG"
+    return encoded(coloured(image, channel, unit), compress_level=1)
+def jpeg(image, channel: str, unit: str, quality: int = 90) -> bytes:
+    "The same as JPEG"
+    return encoded(coloured(image, channel, unit), 'JPEG', quality=quality)
 
 # %% ../../nbs/module3_sunbird/h_page.ipynb #1452cc9d
 def thumbnail(image, channel: str, unit: str, side: int = 128) -> np.ndarray:     # uint8 [side, side, 3]

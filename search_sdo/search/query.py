@@ -43,7 +43,7 @@ class Query:
     bad: list = field(default_factory=list)
 
     @cached_property
-    def image(self): return self.picture() if callable(self.picture) else self.picture
+    def image(self): "Pixels of the question, read when they are needed"; return self.picture() if callable(self.picture) else self.picture
     def embed(self, encoder) -> np.ndarray:
         "float32 [D], the picture as `encoder` sees it"
         if self.vector is None: self.vector = seen_as(encoder, self.channel, self.unit).embed(self.image[None])[0]

@@ -146,7 +146,7 @@ class RegionHits:
         if self.box is None: return [self.package.read(f) for f in self.table.frame]
         at = lambda h: np.s_[max(0, round(h.y0)):round(h.y1), max(0, round(h.x0)):round(h.x1)]
         return [self.package.read(h.frame)[at(h)] for h in self.table.itertuples()]
-    def show(self, columns=4): return show_regions(self, columns)
+    def show(self, columns=4): "The question, and each hit on its full disk, see `show_regions`"; return show_regions(self, columns)
     def save(self, folder):
         "Write regions.csv and regions.png into `folder`; returns the folder"
         import matplotlib.pyplot as plt

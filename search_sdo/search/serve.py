@@ -43,7 +43,7 @@ class Asked:
     "One question to an index, waiting"
     def __init__(self, *question): self.question, self.found, self.error = question, None, None
     @property
-    def done(self): return self.found is not None or self.error is not None
+    def done(self): "Is there an answer, or an error?"; return self.found is not None or self.error is not None
 
 class Together:
     "An `Index` that answers at once those who ask at the same time; the same answers"
@@ -74,6 +74,7 @@ class Together:
             for one in asked: one.error = one.error or (None if one.done else e)
 
     def filtered(self, similarity, ids, query, k, keep):
+        "The best of common answers that one question's filter allows; asks again where those are too few"
         if keep is None: return similarity[None, :k], ids[None, :k]
         good = np.flatnonzero((ids >= 0) & np.asarray(keep)[ids])[:k]
         if len(good) == k: return similarity[None, good], ids[None, good]
@@ -174,10 +175,12 @@ def as_png(image, channel, unit, px) -> bytes:
     return encoded(np.asarray(picture.convert('RGB').resize((px, px), Image.Resampling.BILINEAR)), compress_level=1)
 
 def tile_png(engine, n, px) -> bytes:
+    "A tile as PNG, at most `px` wide"
     row = engine.tiles.table.iloc[n]
     return as_png(engine.tiles.images(n)[0], row.channel, engine.package.catalogue.unit[row.frame], px)
 
 def frame_png(engine, n, px) -> bytes:
+    "A frame as PNG, about `px` wide"
     frame = engine.package.frame(n)
     step = max(1, frame.shape[0] // px)
     return as_png(frame.data[::step, ::step], frame.channel, frame.unit, px)
@@ -194,6 +197,7 @@ def said(error, engine) -> dict:
 STYLE = 'body{font:16px system-ui;margin:2em auto;max-width:50em;padding:0 1em}code{background:#eee;padding:.1em .3em}td,th{text-align:left;padding:.2em 1em .2em 0;vertical-align:top}'
 
 def endpoint_html(path, method, about) -> str:
+    "One address of the API, as a piece of its page"
     rows = [f'<tr><td><code>{escape(p["name"])}</code></td><td>{escape(p.get("description") or "")}</td></tr>' for p in about.get('parameters', [])]
     return f'<h3><code>{method.upper()} {escape(path)}</code></h3><p>{escape(about.get("description") or about.get("summary") or "")}</p><table>{"".join(rows)}</table>'
 

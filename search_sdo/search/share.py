@@ -71,6 +71,7 @@ TOLD = {5: 'Are its requirements written down, with numbers, and met?', 7: 'Does
 OURS, CEILING = 'ours', 'supervised'      # how rows of scores begin
 
 def asked(question, told, because='nobody has said'):
+    "What was told, or that it was not, and why"
     return told.get(question, ('not measured', because))
 
 def from_run(run, encoder):
@@ -151,6 +152,7 @@ def listed(facts: dict) -> list:
     return [f'- {name.replace("_", " ")}: {said(value)}' for name, value in facts.items()]
 
 def scores_section(scores):
+    "Scores as a table in Markdown"
     if scores is None: return ['Not measured.']
     return [as_markdown(scores.map(lambda x: '' if pd.isna(x) else f'{x:.3f}').reset_index(names=''))]
 

@@ -201,7 +201,7 @@ class Swipe:
         return dict(deck=self.deck, at=self.at, classes=self.curator.classes, counts=[int(counts.get(c, 0)) for c in self.curator.classes], said=self.said)
 
     @cached_property
-    def widget(self): return make_widget(self)
+    def widget(self): "The view with its buttons, made when it is first shown"; return make_widget(self)
     def _repr_html_(self): return sheet(self.deck)
     def _repr_mimebundle_(self, include=None, exclude=None):
         bundle = {'text/html': sheet(self.deck), 'text/plain': repr(self)}
@@ -209,7 +209,9 @@ class Swipe:
         except ImportError: return bundle
     def __repr__(self): return f'Swipe({len(self.deck) - self.at} tiles to mark, for {self.who})'
 
-def show(curator, n=20, by='mix', who=None) -> Swipe: return Swipe(curator, n, by, who)    # as `Swipe`
+def show(curator, n=20, by='mix', who=None) -> Swipe:
+    "A `Swipe` over the tiles that the curator suggests"
+    return Swipe(curator, n, by, who)    # as `Swipe`
 
 # %% ../../nbs/module3_sunbird/l_swipe.ipynb #c7291afc
 WIDGET = 'application/vnd.jupyter.widget-view+json'

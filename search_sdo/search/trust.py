@@ -90,7 +90,9 @@ class Cloud:
         cloud.distances = np.sort(cloud.distance(rows))
         return cloud
 
-    def distance(self, rows): return np.einsum('nd,de,ne->n', rows - self.middle, self.inverse, rows - self.middle)
+    def distance(self, rows):
+        "Mahalanobis distance from the middle, squared, [N]"
+        return np.einsum('nd,de,ne->n', rows - self.middle, self.inverse, rows - self.middle)
     def share_beyond(self, rows) -> np.ndarray:
         "Share of the cloud's own rows that are further out"
         return (len(self.distances) - np.searchsorted(self.distances, self.distance(rows), 'left') + 1) / (len(self.distances) + 1)
@@ -122,6 +124,7 @@ class Trust:
         return min(self.familiar_one(q, engine) for q in (asked.good or [asked]))
 
     def familiar_one(self, asked, engine):
+        "As `familiar`, for one question"
         if not len(self.nearest): return np.nan
         best = engine.index.search(asked.embed(engine.encoder), 1, engine.who(asked))[0][0, 0]
         near = (np.searchsorted(self.nearest, best, 'right') + 1) / (len(self.nearest) + 1)
