@@ -145,6 +145,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'search_sdo/course/lessons.py'),
                                            'search_sdo.course.lessons.with_answers': ( 'course/a_lessons.html#with_answers',
                                                                                        'search_sdo/course/lessons.py'),
+                                           'search_sdo.course.lessons.with_card': ( 'course/a_lessons.html#with_card',
+                                                                                    'search_sdo/course/lessons.py'),
                                            'search_sdo.course.lessons.with_pictures': ( 'course/a_lessons.html#with_pictures',
                                                                                         'search_sdo/course/lessons.py'),
                                            'search_sdo.course.lessons.with_times': ( 'course/a_lessons.html#with_times',

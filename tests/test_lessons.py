@@ -129,7 +129,7 @@ def authored(path, cells=AUTHORED):
 
 def copies(path, dest="module1_sunflowers/01_sun.ipynb", settings=SETTINGS, **given):
     "The lesson, its recap, and what is said about it"
-    made, about = make_lesson(path, dest, settings, week=4, **given)
+    made, about = make_lesson(path, dest, settings, done=4, **given)
     return nbformat.reads(made[dest], as_version=4), nbformat.reads(made[about["recap"]], as_version=4), about
 
 
@@ -166,11 +166,11 @@ def test_install_cell_badge_and_rota_follow_the_settings(tmp_path):
     sources = [c.source for c in nb.cells]
     assert "github/my-group/our-sun/blob/dev/module1_sunflowers/x.ipynb" in sources[0]
     assert "git+https://github.com/my-group/our-sun@dev" in sources[2]
-    assert 'Rota(["Eva", "Fay"], week=4, turns=2, minutes=5)' in sources[3]
+    assert 'Rota(["Eva", "Fay"], done=4, turns=3, minutes=13)' in sources[3]
 
 
 def test_title_subtitle_and_minutes(lesson):
-    assert lesson[1] == dict(title="The Sun", subtitle="A function", minutes=40, path="module1_sunflowers/01_sun.ipynb", recap="module1_sunflowers/recap/01_sun.ipynb")
+    assert lesson[1] == dict(title="The Sun", subtitle="A function", minutes=40, path="module1_sunflowers/01_sun.ipynb", recap="module1_sunflowers/recap/01_sun.ipynb", drives=3)
 
 
 def test_turns_say_when_they_are_and_when_the_keyboard_moves(lesson):

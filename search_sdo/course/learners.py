@@ -7,7 +7,7 @@ __all__ = ['log', 'STUB', 'WAY_ON', 'TELL', 'is_stub', 'answer_in', 'solved', 'f
            'play', 'play_all', 'main']
 
 # %% ../../nbs/course/e_learners.ipynb #93c09f1e
-import logging, re, resource, sys, time
+import logging, os, re, resource, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from .lessons import find_root, plan, read_settings
@@ -57,6 +57,7 @@ def run_cells(cells,     # of a notebook
     "Run the cells in a kernel, on past cells that fail"
     import nbformat
     from nbclient import NotebookClient
+    os.environ.setdefault('PYDEVD_DISABLE_FILE_VALIDATION', '1')    # a kernel's debugger need not warn of its own
     nb = nbformat.from_dict(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5))
     here = dict(metadata=dict(path=str(folder)))
     NotebookClient(nb, timeout=None, allow_errors=True, kernel_name='python3', extra_arguments=['--log-level=40'], resources=here).execute()

@@ -6,8 +6,8 @@
 __all__ = ['log', 'TURN', 'find_root', 'read_settings', 'modules', 'header_end', 'cut_body', 'functions', 'stub', 'new_cell',
            'colab_badge', 'install_from', 'answer', 'is_check', 'end_of_checks', 'Lesson', 'read_lesson', 'describe',
            'rota_cell', 'count_drives', 'clock', 'turn_line', 'with_times', 'with_answers', 'advice', 'with_advice',
-           'picture_after', 'with_pictures', 'retrospective_cell', 'recap', 'plain', 'notebook_text', 'dressed',
-           'make_lesson', 'make_readme', 'plan', 'make_files', 'write_files', 'main']
+           'picture_after', 'with_pictures', 'retrospective_cell', 'with_card', 'recap', 'plain', 'notebook_text',
+           'dressed', 'make_lesson', 'make_readme', 'plan', 'make_files', 'write_files', 'main']
 
 # %% ../../nbs/course/a_lessons.ipynb #74f48210
 import ast, hashlib, io, json, logging, re, tokenize
@@ -176,24 +176,27 @@ def describe(cells) -> dict:
 
 # %% ../../nbs/course/a_lessons.ipynb #57b94c3d
 def rota_cell(settings,  # of the course
-              week,      # number of the lesson in the whole course, from 0
+              done,      # drives in all lessons before
               drives,    # times that somebody takes the keyboard
+              minutes,   # of all turns together; None: the headings do not say
               key,       # path of the lesson
              ) -> dict:
-    "The cell that shows who drives this week"
+    "The cell that shows who drives this week, and a clock for a drive"
     course = settings['course']
     names = ', '.join(f'"{name.strip()}"' for name in course['team'].split(','))
+    each = round(minutes / drives) if minutes else course['minutes_per_turn']
     source = (f"from {course['lib_name']}.course.mob import Rota\n\n"
-              f"Rota([{names}], week={week}, turns={drives}, minutes={course['minutes_per_turn']})  # your names here")
+              f"Rota([{names}], done={done}, turns={drives}, minutes={each})  # your names here; done: drives in the weeks before")
     return new_cell('code', source, key, 'rota')
 
 # %% ../../nbs/course/a_lessons.ipynb #67002ba0
 def count_drives(cells,      # of a lesson
                  unsaid=6,   # where no heading says it
                 ) -> int:
-    "How often the headings of a lesson ask to rotate"
-    asked = re.findall(r'^## .*rotate (once|twice|three|four)', '\n'.join(c['source'] for c in cells if c['cell_type'] == 'markdown'), re.M)
-    return sum(dict(once=1, twice=2, three=3, four=4)[a] for a in asked) or unsaid
+    "How often somebody takes the keyboard: as often as the headings of turns ask to rotate, once where they do not say"
+    turns = re.findall('^## Turn .*$', '\n'.join(c['source'] for c in cells if c['cell_type'] == 'markdown'), re.M)
+    asked = [re.search('rotate (once|twice|three|four)', turn) for turn in turns]
+    return sum(dict(once=1, twice=2, three=3, four=4)[a[1]] if a else 1 for a in asked) or unsaid
 
 # %% ../../nbs/course/a_lessons.ipynb #d36ebad9
 TURN = re.compile(r'^## Turn \d+[^\n(]*\((\d+) min[^\n]*', re.M)
@@ -219,7 +222,7 @@ def with_times(cells) -> list:
     for cell in cells:
         found = TURN.match(cell['source'])
         if not found or cell['cell_type'] == 'code': continue
-        minutes, drives = int(found[1]), count_drives([cell], 1)
+        minutes, drives = int(found[1]), count_drives([cell])
         rest = cell['source'][found.end():].lstrip('\n')
         cell['source'] = f'{found[0]}\n*{turn_line(start, minutes, first, drives)}*' + f'\n\n{rest}' * bool(rest)
         start, first = start + minutes, first + drives
@@ -287,9 +290,21 @@ def retrospective_cell(source,  # Markdown of the section, with a list of questi
                        key,     # path of the lesson
                       ) -> dict:
     "The cell that shows the card for looking back"
-    questions = re.findall(r'^[-*] (.+)$', source, re.M)
+    questions = re.findall(r'^(?:[-*]|\d+\.) (.+)$', source.partition('## Retrospective')[2].partition('\n## ')[0], re.M)
     asked = ''.join(f'\n    {json.dumps(q, ensure_ascii=False)},' for q in questions)
     return new_cell('code', f'from {lib}.course.session import Retrospective\n\nRetrospective([{asked}\n])', key, 'retrospective')
+
+# %% ../../nbs/course/a_lessons.ipynb #79ab4ecf
+def with_card(cell,    # Markdown
+              lib,     # name of the library
+              key,     # path of the lesson
+             ) -> list:
+    "The cell, and below a retrospective the card to write on"
+    if not re.search('^## Retrospective$', cell['source'], re.M): return [cell]
+    upto = cell['source'].index('## Retrospective')
+    text, mark, rest = cell['source'][upto:].partition('\n## ')
+    card, rest = retrospective_cell(text, lib, key), (mark + rest).strip('\n')
+    return [cell | dict(source=(cell['source'][:upto] + text).rstrip()), card] + [new_cell('markdown', rest, key, 'after the card')] * bool(rest)
 
 # %% ../../nbs/course/a_lessons.ipynb #210f7b36
 def recap(cells,  # of a lesson, with its answers
@@ -317,7 +332,8 @@ def notebook_text(cells, metadata) -> str:
 def dressed(cells,     # of a lesson
             dest,      # its path, from the root
             settings,  # of the course
-            week=0,    # number of the lesson in the course
+            done=0,    # drives in all lessons before
+            minutes=None,    # of its turns
            ) -> list:
     "Cells with badge, rota and the card for looking back, installing from the course's own repository"
     lib, out = settings['course']['lib_name'], [new_cell('markdown', colab_badge(settings, dest), dest, 'badge')]
@@ -325,15 +341,14 @@ def dressed(cells,     # of a lesson
     for cell in cells:
         install = cell['source'].startswith('%pip')
         if install: cell = cell | dict(source=install_from(cell['source'], settings))
-        out += [cell] + [rota_cell(settings, week, count_drives(cells), dest)] * (install and not own_rota)
-        if cell['source'].startswith('## Retrospective\n'): out.append(retrospective_cell(cell['source'], lib, dest))
+        out += (with_card(cell, lib, dest) if cell['cell_type'] == 'markdown' else [cell]) + [rota_cell(settings, done, count_drives(cells), minutes, dest)] * (install and not own_rota)
     return out
 
 # %% ../../nbs/course/a_lessons.ipynb #9d95b491
 def make_lesson(path,         # an authored notebook
                 dest,         # the lesson's path, from the root
                 settings,     # of the course
-                week=0,       # number of the lesson in the course
+                done=0,       # drives in all lessons before
                 places={},    # of `read_glossary`
                 pictures={},  # {id of a cell: path of its small picture}
                ) -> tuple:    # ({path: text} of the lesson and its recap, the lesson's description)
@@ -342,11 +357,11 @@ def make_lesson(path,         # an authored notebook
     about, glossary, seen = describe(nb.cells), f"https://github.com/{course['user']}/{course['repo']}/blob/{course['branch']}/docs/glossary.md#", set()
     cells = with_times(with_advice(nb.cells, places))
     short = f'{Path(dest).parent}/recap/{Path(dest).name}'
-    made = {short: notebook_text(dressed(recap(with_answers(cells, course['lib_name'])), short, settings, week), nb.metadata)}
+    made = {short: notebook_text(dressed(recap(with_answers(cells, course['lib_name'])), short, settings, done, about['minutes']), nb.metadata)}
     for cell in cells:
         if cell['cell_type'] == 'markdown': cell['source'] = link_words(cell['source'], places, seen, glossary)
     full = with_pictures(with_answers(cells, course['lib_name']), pictures)
-    return {dest: notebook_text(dressed(full, dest, settings, week), nb.metadata)} | made, about | dict(path=dest, recap=short)
+    return {dest: notebook_text(dressed(full, dest, settings, done, about['minutes']), nb.metadata)} | made, about | dict(path=dest, recap=short, drives=count_drives(cells))
 
 # %% ../../nbs/course/a_lessons.ipynb #84b29703
 def make_readme(settings, # of the course
@@ -375,14 +390,14 @@ def plan(root,      # the course's root folder
 def make_files(root,     # the course's root folder
               ) -> dict: # path from the root -> text
     "Every generated file of the course and what it holds"
-    settings, files, week, docs = read_settings(root), {}, 0, Path(root)/'docs'
+    settings, files, done, docs = read_settings(root), {}, 0, Path(root)/'docs'
     places = read_glossary(docs/'glossary.md') if (docs/'glossary.md').exists() else {}
     pictures = {p.stem: p for p in docs.glob('_thumbnails/*.jpg')}
     for module, lessons in plan(root, settings).items():
         about = []
         for path, dest in lessons:
-            made, said = make_lesson(path, dest, settings, week, places, pictures)
-            files |= made; about.append(said); week += 1
+            made, said = make_lesson(path, dest, settings, done, places, pictures)
+            files |= made; about.append(said); done += said['drives']
         files[f'{module}/README.md'] = make_readme(settings, module, about)
     return files
 

@@ -89,9 +89,10 @@ document.querySelectorAll('.sdo-rota:not([data-on])').forEach(box => {
 # %% ../../nbs/course/00_welcome.ipynb #778037af
 class Rota:
     "This week's rota and a clock; shows itself in a notebook. Attributes: `turns` (what `rota` gives), `minutes`"
-    def __init__(self, names, week=0, turns=6, minutes=None):
-        "`minutes` at the keyboard, default from the size of the mob"
+    def __init__(self, names, week=0, turns=6, minutes=None, done=None):
+        "`minutes` at the keyboard, default from the size of the mob; `done` drives in the weeks before, where weeks differ"
         names = check_names(names)
+        if done is not None: week, names = 0, names[done % len(names):] + names[:done % len(names)]
         self.turns = rota(names, week, turns)
         self.minutes = float(turn_minutes(len(names)) if minutes is None else minutes)
         if not self.minutes > 0: raise ValueError(f"minutes={minutes}: expected more than 0")

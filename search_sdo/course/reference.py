@@ -39,7 +39,7 @@ def as_code(value) -> str:
 # %% ../../nbs/course/c_reference.ipynb #b3067ea7
 def annotation(kind) -> str:
     "A type in words"
-    if kind is inspect.Parameter.empty or kind is None: return ''
+    if kind in (inspect.Parameter.empty, None, type(None)): return ''    # None: what fastcore takes from a default of None
     return f'`{cell_text(getattr(kind, "__name__", kind) if not hasattr(kind, "__args__") else kind)}`'
 
 # %% ../../nbs/course/c_reference.ipynb #f7bf8179

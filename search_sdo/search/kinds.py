@@ -79,7 +79,7 @@ def new_ann(kind: str, dim: int, n: int):
     else: raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
     ann.own_fields, ann.nprobe = True, min(16, ann.nlist)
     ann.cp.niter = 8
-    if kind == 'ivfpq': ann.pq.cp.niter = 10
+    if kind == 'ivfpq': ann.pq.cp.niter, ann.pq.cp.min_points_per_centroid = 10, 1    # whoever asks for few rows knows it
     return ann
 
 def own(index):
