@@ -123,6 +123,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'search_sdo/course/lessons.py'),
                                            'search_sdo.course.lessons.notebook_text': ( 'course/a_lessons.html#notebook_text',
                                                                                         'search_sdo/course/lessons.py'),
+                                           'search_sdo.course.lessons.on_gpu': ( 'course/a_lessons.html#on_gpu',
+                                                                                 'search_sdo/course/lessons.py'),
                                            'search_sdo.course.lessons.picture_after': ( 'course/a_lessons.html#picture_after',
                                                                                         'search_sdo/course/lessons.py'),
                                            'search_sdo.course.lessons.plain': ( 'course/a_lessons.html#plain',

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['log', 'TURN', 'find_root', 'read_settings', 'modules', 'header_end', 'cut_body', 'functions', 'stub', 'new_cell',
-           'colab_badge', 'install_from', 'answer', 'is_check', 'end_of_checks', 'Lesson', 'read_lesson', 'describe',
-           'rota_cell', 'count_drives', 'clock', 'turn_line', 'with_times', 'with_answers', 'advice', 'with_advice',
-           'picture_after', 'with_pictures', 'retrospective_cell', 'with_card', 'recap', 'plain', 'notebook_text',
-           'dressed', 'make_lesson', 'make_readme', 'plan', 'make_files', 'write_files', 'main']
+           'colab_badge', 'install_from', 'answer', 'is_check', 'end_of_checks', 'on_gpu', 'Lesson', 'read_lesson',
+           'describe', 'rota_cell', 'count_drives', 'clock', 'turn_line', 'with_times', 'with_answers', 'advice',
+           'with_advice', 'picture_after', 'with_pictures', 'retrospective_cell', 'with_card', 'recap', 'plain',
+           'notebook_text', 'dressed', 'make_lesson', 'make_readme', 'plan', 'make_files', 'write_files', 'main']
 
 # %% ../../nbs/course/a_lessons.ipynb #74f48210
 import ast, hashlib, io, json, logging, re, tokenize
@@ -139,13 +139,24 @@ def end_of_checks(cells,   # of a notebook
         elif after > i + 1: break
     return after
 
+# %% ../../nbs/course/a_lessons.ipynb #2e3707a5
+def on_gpu(source) -> str:    # of a cell
+    "The cell for learners: it does its work where there is a graphics card, and nothing elsewhere"
+    last = ast.parse(source).body[-1]
+    if isinstance(last, ast.Expr) and not source.rstrip().endswith(';'):
+        value, lines = ast.get_source_segment(source, last), source.splitlines()
+        head = lines[last.lineno - 1].encode()[:last.col_offset].decode()
+        source = '\n'.join([*lines[:last.lineno - 1], f'{head}display({value})'])
+    body = '\n'.join(f'    {line}' for line in source.splitlines())
+    return f'# needs a GPU: Runtime → Change runtime type, best before you begin, as the new machine is empty\nimport torch\nif torch.cuda.is_available():\n{body}'
+
 # %% ../../nbs/course/a_lessons.ipynb #015024d8
 class Lesson:
     "nbdev processor: turns an authored notebook into a lesson"
     def __init__(self, nb): self.nb, self.module = nb, None
     def _default_exp_(self, cell, module): self.module = module
     def _hide_(self, cell, *_): cell['source'] = None
-    def _gpu_(self, cell, *_): cell['source'] = '# needs a GPU: Runtime → Change runtime type\n' + cell.source
+    def _gpu_(self, cell, *_): cell['source'] = on_gpu(cell.source)
     def _export_(self, cell, module=None, *_): cell['exported'] = module or self.module
     _exporti_ = _export_
     def _exercise_(self, cell, *task):

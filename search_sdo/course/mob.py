@@ -10,7 +10,7 @@ import html
 from math import gcd
 
 # %% ../../nbs/course/00_welcome.ipynb #02b1f4ea
-def check_names(names,   # any iterable of names
+def check_names(names,   # a list of names, or one text with commas between them
                ) -> list:# the names, stripped
     "The names of the mob; ValueError if there is none or one stands twice"
     if isinstance(names, str): names = names.split(',')

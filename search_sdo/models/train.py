@@ -57,7 +57,7 @@ def step_seed(seed: int,      # of the run, 0 or more
 def order_of(turn: int,    # number of the pass since the run began
              n: int,       # places there are
              seed: int,    # of the run
-             weights=None, # [n], how likely each place is to be drawn; default all once a pass
+             weights=None, # tensor [n], how likely each place is to be drawn; default all once a pass
             ):             # int64 [n], which places
     "The places of one pass, in another order every time; with weights a place may come up again"
     source = torch.Generator().manual_seed(step_seed(seed, turn))

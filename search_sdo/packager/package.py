@@ -247,7 +247,7 @@ def _stacks(package, channels, tolerance):
 
 # %% ../../nbs/module1_sunflowers/05_package.ipynb #fcfa0b68
 def _told(package):
-    "What a package says of itpackage"
+    "What a package says of itself"
     c = package.catalogue
     span = f'{c.time.min():%Y-%m-%d} to {c.time.max():%Y-%m-%d}' if len(c) else 'empty'
     return f'Package({str(package.path)!r}: {len(package)} frames of {package.size} px, {", ".join(sorted(c.channel.unique()))}, {span}, {len(package.skipped)} left out)'

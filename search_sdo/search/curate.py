@@ -174,7 +174,7 @@ def nearest_rows(vectors,          # float32 [N, D]
 # %% ../../nbs/module3_sunbird/07_curate.ipynb #4a58e090
 def cohen_kappa(a,            # [n] labels by one person
                 b,            # [n] by another, of the same tiles
-               ) -> float:    # NaN where no luck is possible: both always say the same one thing
+               ) -> float:    # NaN where luck alone makes them agree: both always say the same one thing
     "Agreement beyond chance"
     a, b = np.asarray(a, object), np.asarray(b, object)
     luck = sum((a == c).mean() * (b == c).mean() for c in set(a) | set(b))
@@ -201,7 +201,7 @@ def confusion(a, b, classes) -> pd.DataFrame:    # [n] labels by two people; row
 # %% ../../nbs/module3_sunbird/07_curate.ipynb #4d3a002c
 def settled(rounds,            # list of label arrays [n], of the same tiles after each round
             threshold=.99,
-            window=3,          # rounds to look back
+            window=3,          # kappas to look back on, so one round more
            ) -> bool:
     "Whether the predictions have stopped moving"
     kappas = [1. if (a == b).all() else cohen_kappa(a, b) for a, b in zip(rounds, rounds[1:])]

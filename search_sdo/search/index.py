@@ -79,7 +79,7 @@ class Index:
     @property
     def dim(self) -> int: "Numbers per vector"; return self.ann.d
     @property
-    def kind(self) -> str: "Which kind it is: exact, ivf, ..."; return kind_of(self.ann)
+    def kind(self) -> str: "Which kind it is: flat, hnsw, ivf or ivfpq"; return kind_of(self.ann)
     @property
     def nbytes(self) -> int: "Bytes it takes in memory"; return size_of(self.ann)
     def __len__(self): return self.n
