@@ -104,3 +104,10 @@ def undocumented(module):
 def test_every_public_name_is_documented():
     missing = {module: found for module in site.find_modules(ROOT / "search_sdo") if (found := list(undocumented(module)))}
     assert not missing, "\n".join(f"{module}: no docstring for {', '.join(found)}" for module, found in missing.items())
+
+
+def test_only_hand_written_pages_are_taken_from_docs(tmp_path):
+    for name in ("index.md", "gallery/a.jpg", "conf.py", "_src/old.md", "jupyter_execute/nbs/a.ipynb"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [p.as_posix() for p in site.by_hand(tmp_path)] == ["gallery/a.jpg", "index.md"]

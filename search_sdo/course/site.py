@@ -124,7 +124,7 @@ def library_pages(library,  # folder of the exported library
 def by_hand(docs) -> list:    # of paths, relative to `docs`
     "The hand-written pages and their pictures"
     found = [p.relative_to(docs) for p in sorted(docs.rglob('*')) if p.is_file() and p.suffix != '.py']
-    return [p for p in found if not any(part[0] in '_.' for part in p.parts)]
+    return [p for p in found if not any(part[0] in '_.' or part == 'jupyter_execute' for part in p.parts)]    # the latter is Sphinx's
 
 # %% ../../nbs/course/c_site.ipynb #4fc40d43
 def write_pages(docs,     # folder of the hand-written pages
