@@ -1945,6 +1945,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'search_sdo/packager/synthetic.py'),
                                                'search_sdo.packager.synthetic._light': ( 'module1_sunflowers/a_small_sun.html#_light',
                                                                                          'search_sdo/packager/synthetic.py'),
+                                               'search_sdo.packager.synthetic._stamp': ( 'module1_sunflowers/a_small_sun.html#_stamp',
+                                                                                         'search_sdo/packager/synthetic.py'),
                                                'search_sdo.packager.synthetic.arches': ( 'module1_sunflowers/a_small_sun.html#arches',
                                                                                          'search_sdo/packager/synthetic.py'),
                                                'search_sdo.packager.synthetic.births': ( 'module1_sunflowers/a_small_sun.html#births',

@@ -228,3 +228,7 @@ def test_no_coronal_hole_reaches_into_anything_else():
         for f in rest:
             away = np.degrees(np.arccos(direction(h.lon_at(day), h.lat) @ direction(f.lon_at(day), f.lat)))
             assert h.radius <= away - .5 * f.radius + 1e-6
+
+
+def test_a_date_may_be_a_string_of_numpys():
+    assert SmallSun(seed=0).frame(np.array(["2014-02-25"])[0], size=32).time == pd.Timestamp("2014-02-25")

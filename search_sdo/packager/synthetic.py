@@ -274,9 +274,13 @@ def name_tiles(x, y, box, features, day):    # x, y: solar radii [tiles, points]
                      ['off_disk', 'limb', 'active_region', 'filament', 'coronal_hole'], 'quiet_sun')
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #9894e74c
+def _stamp(time):
+    "A Timestamp; pandas 2.2 takes no strings of NumPy's"
+    return pd.Timestamp(str(time) if isinstance(time, str) else time)
+
 def days(time):
     "Days since 2010"
-    return (pd.Timestamp(time) - pd.Timestamp('2010-01-01')) / pd.Timedelta('1D')
+    return (_stamp(time) - pd.Timestamp('2010-01-01')) / pd.Timedelta('1D')
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #3d4c002f
 def _light(sun, shape, disk, day):
@@ -297,7 +301,7 @@ def draw(sun, time, size=256, disk=None):    # a `SmallSun`, UTC, px, a `Disk` o
     day, disk = days(time), disk or Disk((size - 1) / 2, (size - 1) / 2, .4 * size)
     light, rng = _light(sun, (size, size), disk, day), np.random.default_rng([sun.seed, int(day * 86400) % 2 ** 40])
     data = expose(light, rng, sun.gaps) if sun.noise else light.astype(np.float32)
-    return Frame(data, pd.Timestamp(time).to_pydatetime(), '171', disk, 'DN/s', dict(source=repr(sun), b0=0., exptime=2.))
+    return Frame(data, _stamp(time).to_pydatetime(), '171', disk, 'DN/s', dict(source=repr(sun), b0=0., exptime=2.))
 
 # %% ../../nbs/module1_sunflowers/02_a_small_sun.ipynb #5aead667
 def truth(sun, time):    # a `SmallSun`, UTC
